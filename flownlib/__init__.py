@@ -1,0 +1,1 @@
+"""FLoWN: flow matching on neural-network weights, as a library small enough to read."""

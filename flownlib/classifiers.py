@@ -1,0 +1,196 @@
+"""The small networks whose weights we generate, evaluated many at once.
+
+A classifier is data (a tuple of layers), so its forward pass, its plain `torch.nn` module and its symmetries
+all come from one description.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flownlib.layout import Layout
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Convolution, ReLU, then max-pooling by `pool`."""
+
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    pool: int = 1
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Affine map; every one but the last is followed by a ReLU."""
+
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Convolutions, then linear layers, of which the last is the head that returns logits."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    layers: tuple[Conv | Linear, ...]
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """`conv1, conv2, …, fc1, fc2, …` in order of use."""
+        convs = sum(isinstance(layer, Conv) for layer in self.layers)
+        return tuple(
+            f"conv{i + 1}" if isinstance(layer, Conv) else f"fc{i + 1 - convs}" for i, layer in enumerate(self.layers)
+        )
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The flat layout; equal to that of `module().state_dict()`."""
+        names, shapes = [], []
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            if isinstance(layer, Conv):
+                shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+            else:
+                shape = (layer.out_features, layer.in_features)
+            names += [f"{name}.weight", f"{name}.bias"]
+            shapes += [shape, shape[:1]]
+        return Layout(tuple(names), tuple(shapes))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.layers[-1].out_features
+
+    @cached_property
+    def head_size(self) -> int:
+        """How many of the flat vector's last entries belong to the head."""
+        return math.prod(self.layout.shapes[-2]) + self.layout.shapes[-1][0]
+
+    def module(self) -> nn.Sequential:
+        """The same network as a plain `torch.nn.Sequential`, freshly initialised by torch."""
+        parts: list[tuple[str, nn.Module]] = []
+        for i, (name, layer) in enumerate(zip(self.layer_names, self.layers, strict=True)):
+            if isinstance(layer, Conv):
+                conv = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding)
+                parts += [(name, conv), (f"relu_{name}", nn.ReLU())]
+                if layer.pool > 1:
+                    parts.append((f"pool_{name}", nn.MaxPool2d(layer.pool)))
+            else:
+                if i == 0 or isinstance(self.layers[i - 1], Conv):
+                    parts.append(("flatten", nn.Flatten()))
+                parts.append((name, nn.Linear(layer.in_features, layer.out_features)))
+                if i + 1 < len(self.layers):
+                    parts.append((f"relu_{name}", nn.ReLU()))
+        return nn.Sequential(OrderedDict(parts))
+
+    def initialise(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Kaiming-uniform weights [n, p] as torch initialises these layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+        parts = []
+        for i in range(0, len(self.layout.shapes), 2):
+            weight = self.layout.shapes[i]
+            fan_in = math.prod(weight[1:])
+            numbers = torch.rand(n, math.prod(weight) + weight[0], generator=generator, dtype=dtype, device=generator.device)
+            parts.append((2 * numbers - 1) / math.sqrt(fan_in))
+        return torch.cat(parts, dim=1)
+
+    def features(self, weights: Tensor, x: Tensor) -> Tensor:
+        """The head's inputs [m, b, d]; arguments as in `forward`."""
+        return self._run(weights, x, self.layers[:-1])
+
+    def forward(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Logits [m, b, classes] of m networks.
+
+        Args:
+            weights: [m, p].
+            x: images [b, c, h, w] that all networks see, or [m, b, c, h, w], each network's own.
+        """
+        return self._run(weights, x, self.layers)
+
+    def _run(self, weights: Tensor, x: Tensor, layers: tuple[Conv | Linear, ...]) -> Tensor:
+        m, shared = len(weights), x.dim() == 4
+        tensors = self.layout.views(weights)
+        # m networks side by side are one network with m groups of channels; channels_last makes that fast
+        h = x if shared else x.transpose(0, 1).flatten(1, 2)
+        for name, layer in zip(self.layer_names, layers, strict=False):
+            weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+            if isinstance(layer, Conv):
+                groups = 1 if shared else m
+                kernel = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+                h = h.contiguous(memory_format=torch.channels_last)
+                h = F.conv2d(h, kernel, bias.flatten(), layer.stride, layer.padding, groups=groups).relu_()
+                h, shared = (F.max_pool2d(h, layer.pool) if layer.pool > 1 else h), False
+                continue
+            if shared:
+                h, shared = h.flatten(1).expand(m, -1, -1), False
+            elif h.dim() == 4:
+                h = h.reshape(len(h), m, -1).transpose(0, 1)
+            h = torch.baddbmm(bias[:, None], h, weight.transpose(1, 2))
+            if layer is not self.layers[-1]:
+                h = h.relu_()
+        return h.reshape(len(h), m, -1).transpose(0, 1) if h.dim() == 4 else h
+
+
+def cnn_small(channels: int = 1, strided: bool = True) -> Classifier:
+    """The model-zoo CNN (Schürholt et al. 2022): 2,464 parameters on 28 × 28 × 1. Strides replace its max-pooling by default."""
+    stride, pool = (2, 1) if strided else (1, 2)
+    layers = (
+        Conv(channels, 8, 5, stride, pool=pool),
+        Conv(8, 6, 5, stride, pool=pool),
+        Conv(6, 4, 2),
+        Linear(36, 20),
+        Linear(20, 10),
+    )
+    return Classifier("cnn_small" if strided else "cnn_small_pool", (channels, 28, 28), layers)
+
+
+def cnn_medium(channels: int = 3) -> Classifier:
+    """The larger model-zoo CNN: 10,853 parameters on 32 × 32 × 3."""
+    layers = (
+        Conv(channels, 16, 3, pool=2),
+        Conv(16, 32, 3, pool=2),
+        Conv(32, 15, 3, pool=2),
+        Linear(60, 20),
+        Linear(20, 10),
+    )
+    return Classifier("cnn_medium", (channels, 32, 32), layers)
+
+
+def cnn_embed() -> Classifier:
+    """2,218 parameters on 28 × 28 × 1 with a 64-number embedding under the head: a body that few-shot methods can share."""
+    return Classifier("cnn_embed", (1, 28, 28), (Conv(1, 8, 7, 4, 1), Conv(8, 16, 3, 2), Linear(64, 10)))
+
+
+def mlp(widths: tuple[int, ...] = (784, 32, 10), image_shape: tuple[int, int, int] = (1, 28, 28)) -> Classifier:
+    """A multilayer perceptron of the given widths, input to logits."""
+    layers = tuple(Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return Classifier("mlp_" + "_".join(map(str, widths)), image_shape, layers)
+
+
+CLASSIFIERS = {
+    "cnn_small": cnn_small,
+    "cnn_small_pool": lambda: cnn_small(strided=False),
+    "cnn_medium": cnn_medium,
+    "cnn_embed": cnn_embed,
+}
+
+
+def classifier(name: str) -> Classifier:
+    """The classifier of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in CLASSIFIERS:
+        raise ValueError(f"there is no classifier {name!r}; choose one of {', '.join(CLASSIFIERS)}")
+    return CLASSIFIERS[name]()

@@ -1,0 +1,111 @@
+"""Named settings: `smoke` proves that everything runs, `tutorial` fits a laptop, `paper` fits a GPU.
+
+A profile changes sizes, never code paths. Every field can be overridden by name; an unknown name or a wrong type
+is refused before anything runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Flat settings; the defaults are the tutorial's."""
+
+    profile: str = "tutorial"
+    # tasks
+    images_train: int = 2000
+    images_validation: int = 1000
+    images_test: int = 5000
+    # zoo collection (notebook 01)
+    zoo_tasks: int = 4  # of the eight alphabets in distribution
+    networks_per_task: int = 80
+    held_out_per_task: int = 16  # of those, kept away from every generator
+    survey_networks: int = 8  # networks for each of the other alphabets
+    epochs: int = 15
+    batch_size: int = 50
+    learning_rate: float = 3e-3
+    # variational autoencoder (notebook 02)
+    latent_dim: int = 64
+    vae_width: int = 512
+    vae_steps: int = 1200
+    # flow (notebook 03)
+    flow_width: int = 256
+    flow_steps: int = 800
+    flow_batch: int = 128
+    support_per_class: int = 5
+    samples_per_task: int = 64
+    # studies
+    study_seeds: int = 3
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings by name."""
+        return asdict(self)
+
+
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(
+        profile="smoke",
+        images_train=300,
+        images_validation=100,
+        images_test=200,
+        zoo_tasks=2,
+        networks_per_task=12,
+        held_out_per_task=4,
+        survey_networks=2,
+        epochs=3,
+        vae_width=64,
+        latent_dim=8,
+        vae_steps=40,
+        flow_width=32,
+        flow_steps=40,
+        flow_batch=32,
+        samples_per_task=6,
+    ),
+    "tutorial": Profile(),
+    "paper": Profile(
+        profile="paper",
+        images_train=10000,
+        zoo_tasks=8,
+        networks_per_task=1000,
+        held_out_per_task=100,
+        survey_networks=64,
+        epochs=50,
+        latent_dim=128,
+        vae_width=1024,
+        vae_steps=20000,
+        flow_width=512,
+        flow_steps=20000,
+        flow_batch=512,
+        samples_per_task=200,
+    ),
+}
+
+
+def load(profile: str = "tutorial", overrides: Mapping[str, Any] | None = None) -> Profile:
+    """The settings of a profile with some of them replaced.
+
+    The environment variable FLOWN_PROFILE, where set, takes the place of `profile`, so that a committed notebook
+    can be re-run small without being edited.
+
+    Raises:
+        ValueError: for an unknown profile or setting, or a value of the wrong type.
+    """
+    profile = os.environ.get("FLOWN_PROFILE") or profile
+    if profile not in PROFILES:
+        raise ValueError(f"there is no profile {profile!r}; choose one of {', '.join(PROFILES)}")
+    settings = PROFILES[profile]
+    kinds = {field.name: type(getattr(settings, field.name)) for field in fields(Profile) if field.name != "profile"}
+    checked = {}
+    for name, value in (overrides or {}).items():
+        if name not in kinds:
+            raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(kinds)}")
+        value = float(value) if kinds[name] is float and type(value) is int else value
+        if type(value) is not kinds[name]:
+            raise ValueError(f"setting {name!r} takes {kinds[name].__name__}, not {value!r}")
+        checked[name] = value
+    return replace(settings, **checked)

@@ -1,0 +1,57 @@
+"""What is classified: glyph alphabets, random glyph tasks, handwritten digits, torchvision data sets.
+
+`load_task` and `glyph_pool` are the two doors; both are deterministic for a seed and cached on disk.
+"""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor
+
+from flownlib.artifacts import Artifact, cached
+from flownlib.tasks import glyphs, vision
+from flownlib.tasks.base import Split, SplitSizes, Task, make_task
+from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT, IN_DISTRIBUTION
+
+__all__ = ["ALPHABETS", "HELD_OUT", "IN_DISTRIBUTION", "Split", "SplitSizes", "Task", "glyph_pool", "load_task", "task_names"]
+DIGITS = "digits_handwritten"
+DIGITS_SIZES = SplitSizes(600, 200, 997)  # all of the 1,797 images there are
+
+
+def task_names() -> tuple[str, ...]:
+    """Every name that `load_task` knows."""
+    return (*ALPHABETS, DIGITS, *vision.VISION)
+
+
+def load_task(name: str, sizes: SplitSizes = SplitSizes(), seed: int = 0, download: bool = False) -> Task:
+    """A task by name. Real digits keep their own split sizes, since only 1,797 images exist.
+
+    Raises:
+        ValueError: if the name is unknown or the data are missing.
+    """
+    if name in ALPHABETS:
+        text, strength = ALPHABETS[name]
+        per_class = -(-sizes.total // len(text))
+        images = _cached_glyphs(text, per_class, seed, strength)
+        labels = torch.arange(len(text)).repeat_interleave(per_class)
+        return make_task(name, images.flatten(0, 1)[:, None], labels, sizes, seed)
+    if name == DIGITS:
+        return make_task(name, *vision.handwritten_digits(), DIGITS_SIZES, seed)
+    if name in vision.VISION:
+        return make_task(name, *vision.vision_images(name, download=download), sizes, seed)
+    raise ValueError(f"there is no task {name!r}; choose one of {', '.join(task_names())}")
+
+
+def glyph_pool(text: str, per_class: int, seed: int = 0, strength: float = 1.0) -> Tensor:
+    """Images of many characters, from which few-shot episodes and random tasks draw: uint8 [len(text), per_class, 28, 28]."""
+    return _cached_glyphs(text, per_class, seed, strength)
+
+
+def _cached_glyphs(text: str, per_class: int, seed: int, strength: float) -> Tensor:
+    settings = {"text": text, "per_class": per_class, "seed": seed, "strength": strength}
+
+    def build() -> Artifact:
+        return Artifact({"images": glyphs.glyph_images(text, per_class, seed, strength)}, settings)
+
+    return cached("glyphs", settings, build, code=(glyphs,)).tensors["images"]
