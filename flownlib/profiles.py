@@ -39,6 +39,19 @@ class Profile:
     flow_batch: int = 128
     support_per_class: int = 5
     samples_per_task: int = 64
+    # networks for unseen alphabets (notebook 04)
+    ood_classes: int = 1000  # training characters at most; there are fewer
+    ood_images: int = 80  # for each of them
+    ood_body_steps: int = 3000
+    ood_prototype_steps: int = 2000
+    ood_tasks: int = 240  # ten-class tasks in the zoo
+    ood_task_epochs: int = 6
+    ood_flow_steps: int = 1000
+    ood_query_steps: int = 1500
+    ood_draws: int = 8  # support sets for each held-out alphabet
+    ood_validation_episodes: int = 24
+    ood_test_images: int = 60  # for each class
+    ood_reward_steps: int = 40
     # studies
     study_seeds: int = 3
 
@@ -65,6 +78,18 @@ PROFILES: dict[str, Profile] = {
         flow_steps=40,
         flow_batch=32,
         samples_per_task=6,
+        ood_classes=40,
+        ood_images=20,
+        ood_body_steps=30,
+        ood_prototype_steps=20,
+        ood_tasks=12,
+        ood_task_epochs=1,
+        ood_flow_steps=10,
+        ood_query_steps=10,
+        ood_draws=2,
+        ood_validation_episodes=2,
+        ood_test_images=10,
+        ood_reward_steps=3,
     ),
     "tutorial": Profile(),
     "paper": Profile(
@@ -82,6 +107,14 @@ PROFILES: dict[str, Profile] = {
         flow_steps=20000,
         flow_batch=512,
         samples_per_task=200,
+        ood_images=400,
+        ood_body_steps=20000,
+        ood_prototype_steps=10000,
+        ood_tasks=2000,
+        ood_flow_steps=10000,
+        ood_query_steps=20000,
+        ood_draws=50,
+        ood_validation_episodes=100,
     ),
 }
 
