@@ -52,6 +52,10 @@ class Profile:
     ood_validation_episodes: int = 24
     ood_test_images: int = 60  # for each class
     ood_reward_steps: int = 40
+    # the plane of two weights (notebook 00)
+    plane_networks: int = 400  # trained for each task
+    plane_flow_steps: int = 1500
+    plane_repeats: int = 5  # seeds that are run live
     # studies
     study_seeds: int = 3
 
