@@ -194,3 +194,27 @@ def classifier(name: str) -> Classifier:
     if name not in CLASSIFIERS:
         raise ValueError(f"there is no classifier {name!r}; choose one of {', '.join(CLASSIFIERS)}")
     return CLASSIFIERS[name]()
+
+
+@torch.no_grad()
+def logits_of(model: Classifier, weights: Tensor, x: Tensor, group: int = 16, chunk: int = 250) -> Tensor:
+    """Logits [m, n, classes] of m networks on n shared images, in groups and chunks that fit the processor's cache."""
+    groups = [torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in weights.split(group)]
+    return torch.cat(groups)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What m networks do on one split: accuracy [m], mean cross-entropy in nats [m], and which images are wrong, bool [m, n]."""
+
+    accuracy: Tensor
+    loss: Tensor
+    wrong: Tensor
+
+
+def score(model: Classifier, weights: Tensor, x: Tensor, y: Tensor) -> Scores:
+    """Evaluate m networks [m, p] on images x [n, c, h, w] with labels y [n]."""
+    logits = logits_of(model, weights, x)
+    wrong = logits.argmax(-1) != y
+    loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(weights)), reduction="none").view(len(weights), -1).mean(1)
+    return Scores(1 - wrong.float().mean(1), loss, wrong)

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torchdiffeq import odeint
 from tqdm.auto import tqdm
+
+from flownlib.optimisation import moving_average, warmup_cosine
 
 FIXED_STEP_SOLVERS = ("euler", "midpoint", "rk4")
 SOLVERS = (*FIXED_STEP_SOLVERS, "dopri5")
@@ -199,20 +200,6 @@ class FlowTraining:
     weight_decay: float = 1e-4
     ema: float = 0.998
     context_dropout: float = 0.15
-
-
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's parameters with a warm-up, so that early weights are forgotten."""
-
-    def average(mean: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-        return mean + (current - mean) * (1 - min(decay, (1 + float(updates)) / (10 + float(updates))))
-
-    return AveragedModel(model, avg_fn=average)
-
-
-def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: a linear warm-up, then half a cosine down to 1 %."""
-    return min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def train_flow(

@@ -19,11 +19,11 @@ CANVAS, SIZE = 64, 28  # glyphs are drawn on 64 × 64 and delivered as 28 × 28
 # name: (ten characters, strength of the distortion, tuned so that cnn_small scores 85-97 %)
 ALPHABETS: dict[str, tuple[str, float]] = {
     "latin": ("ABCDEFGHIJ", 1.0),
-    "latin_late": ("KLMNOPQRST", 1.0),
     "greek": ("αβγδεζηθλξ", 1.0),
-    "greek_capital": ("ΓΔΘΛΞΠΣΦΨΩ", 1.0),
     "cyrillic": ("БДЖИЛФЦШЭЯ", 1.0),
     "armenian": ("ԱԲԳԴԵԶԷԸԹԺ", 1.0),
+    "latin_late": ("KLMNOPQRST", 1.0),
+    "greek_capital": ("ΓΔΘΛΞΠΣΦΨΩ", 1.0),
     "hebrew": ("אבגדהוזחטל", 1.2),
     "tifinagh": ("ⴰⴱⴳⴷⴹⴻⴼⴽⵀⵃ", 1.3),
     "georgian": ("აბგდევზთიკ", 0.9),
@@ -40,6 +40,8 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "greek": ((0x391, 0x3A9), (0x3B1, 0x3C9)),
     "cyrillic": ((0x410, 0x44F),),
     "armenian": ((0x531, 0x556), (0x561, 0x586)),
+    "latin_late": ("KLMNOPQRST", 1.0),
+    "greek_capital": ("ΓΔΘΛΞΠΣΦΨΩ", 1.0),
     "hebrew": ((0x5D0, 0x5EA),),
     "tifinagh": ((0x2D30, 0x2D65),),
     "syllabics": ((0x1401, 0x1676),),

@@ -1,0 +1,105 @@
+"""Weights ↔ latents behind one protocol, and the report that every encoder owes before a flow is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flownlib.classifiers import score
+from flownlib.layout import Layout
+from flownlib.tasks import Task
+from flownlib.zoo import Zoo
+
+
+class Encoder(Protocol):
+    """Anything that turns weights [n, p] into latents [n, k] of about unit scale, and back."""
+
+    latent_dim: int
+
+    def encode(self, weights: Tensor) -> Tensor:
+        """Latents [n, k]."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Weights [n, p]."""
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Centres weights and divides each tensor of the layout by one scale, so that layers weigh alike."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, weights: Tensor, layout: Layout) -> Standardiser:
+        """Mean [p] over networks and, per tensor, the root mean square of what is left [p]."""
+        mean = weights.mean(0)
+        scale = torch.empty_like(mean)
+        for place in layout.slices().values():
+            scale[place] = (weights[:, place] - mean[place]).square().mean().sqrt().clamp(min=1e-8)
+        return cls(mean, scale)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """Standardised weights, same shape."""
+        return (weights - self.mean) / self.scale
+
+    def inverse(self, standard: Tensor) -> Tensor:
+        """Weights, same shape."""
+        return standard * self.scale + self.mean
+
+
+@dataclass(frozen=True)
+class WeightSpace:
+    """The encoder that encodes nothing: latents are the standardised weights themselves."""
+
+    standardiser: Standardiser
+
+    @classmethod
+    def fit(cls, zoo: Zoo) -> WeightSpace:
+        """Standardise by the zoo's own statistics."""
+        return cls(Standardiser.fit(zoo.weights, zoo.layout))
+
+    @property
+    def latent_dim(self) -> int:
+        """p."""
+        return len(self.standardiser.mean)
+
+    def encode(self, weights: Tensor) -> Tensor:
+        """Standardised weights [n, p]."""
+        return self.standardiser.forward(weights)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Weights [n, p]."""
+        return self.standardiser.inverse(latents)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """decode(encode(w)) on some networks: share of weight variance explained, and accuracies [n] before and after."""
+
+    r2: float
+    accuracy_before: Tensor
+    accuracy_after: Tensor
+
+
+def reconstruct(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task], baseline: Tensor | None = None) -> Reconstruction:
+    """Measure an encoder on a zoo's networks, each on the test images of its own task.
+
+    Args:
+        baseline: the mean [p] that explains nothing, by default the zoo's own.
+    """
+    with torch.no_grad():
+        decoded = encoder.decode(encoder.encode(zoo.weights))
+    mean = zoo.weights.mean(0) if baseline is None else baseline
+    # R^2 = 1 - |w - w'|^2 / |w - mean|^2
+    r2 = 1 - (zoo.weights - decoded).square().sum() / (zoo.weights - mean).square().sum()
+    after = torch.empty(len(zoo))
+    for name in zoo.tasks:
+        rows = torch.as_tensor((zoo.table["task"] == name).to_numpy())
+        after[rows] = score(zoo.model, decoded[rows], tasks[name].test.x, tasks[name].test.y).accuracy
+    before = torch.as_tensor(zoo.table["test_accuracy"].to_numpy(), dtype=torch.float32)
+    return Reconstruction(float(r2), before, after)

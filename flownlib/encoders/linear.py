@@ -1,0 +1,46 @@
+"""The linear encoder: principal components of the standardised weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flownlib.encoders.base import Standardiser
+from flownlib.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Latents are the first k principal coordinates, each scaled to unit variance on the training zoo."""
+
+    standardiser: Standardiser
+    components: Tensor  # [k, p], orthonormal rows
+    deviations: Tensor  # [k]
+
+    @classmethod
+    def fit(cls, zoo: Zoo, latent_dim: int) -> PCA:
+        """At most n - 1 components exist for n networks.
+
+        Raises:
+            ValueError: if more are asked for.
+        """
+        if not 1 <= latent_dim < len(zoo):
+            raise ValueError(f"{len(zoo)} networks have at most {len(zoo) - 1} principal components, not {latent_dim}")
+        standardiser = Standardiser.fit(zoo.weights, zoo.layout)
+        _, values, components = torch.linalg.svd(standardiser.forward(zoo.weights), full_matrices=False)
+        return cls(standardiser, components[:latent_dim], values[:latent_dim] / (len(zoo) - 1) ** 0.5)
+
+    @property
+    def latent_dim(self) -> int:
+        """k."""
+        return len(self.components)
+
+    def encode(self, weights: Tensor) -> Tensor:
+        """Latents [n, k]."""
+        return self.standardiser.forward(weights) @ self.components.T / self.deviations
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Weights [n, p]."""
+        return self.standardiser.inverse(latents * self.deviations @ self.components)

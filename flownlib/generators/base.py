@@ -1,0 +1,57 @@
+"""One protocol for everything that samples weights, so that a method and its nulls meet on equal terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from flownlib.encoders import WeightSpace
+from flownlib.zoo import Zoo
+
+Contexts = Mapping[str, Tensor]  # task name → contexts y [draws, c], one for each support set drawn from the task
+
+
+class Generator(Protocol):
+    """Learns from a zoo whose tasks are described by contexts; samples weights for a context it is given."""
+
+    name: str
+
+    def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
+        """Learn from a zoo in canonical form; returns itself."""
+
+    def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        """n weight vectors [n, p] for one context y [c]."""
+
+
+class Retrieving:
+    """Shared by the nulls: remember the zoo in standardised weights and answer a context with its nearest task's networks."""
+
+    name = "retrieving"
+
+    def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
+        """Store each task's standardised networks and mean context. Nothing is random here."""
+        self.space = WeightSpace.fit(zoo)
+        self.rows = {task: self.space.encode(zoo.task(task).weights) for task in zoo.tasks}
+        self.centres = {task: contexts[task].mean(0) for task in zoo.tasks}
+        return self
+
+    def nearest(self, y: Tensor) -> Tensor:
+        """Standardised networks [n, p] of the training task whose mean context is nearest to y."""
+        task = min(self.centres, key=lambda name: float((self.centres[name] - y).norm()))
+        return self.rows[task]
+
+    def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        """n weight vectors [n, p]."""
+        return self.space.decode(self.draw(n, self.nearest(y), generator))
+
+    def draw(self, n: int, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """n standardised vectors from those of one task; each null is this one function."""
+        raise NotImplementedError("a null defines draw(n, rows, generator)")
+
+
+def pick(n: int, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """n of the rows, drawn with replacement."""
+    return rows[torch.randint(len(rows), (n,), generator=generator)]

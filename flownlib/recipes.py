@@ -1,0 +1,127 @@
+"""The tutorial's own artefacts, built once and cached: what a notebook needs from the ones before it.
+
+Each function gives the same object for the same settings and seed, from the cache if it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+import flownlib.encoders.base as encoders_base
+import flownlib.encoders.vae as encoders_vae
+from flownlib import symmetry
+from flownlib.artifacts import Artifact, cached
+from flownlib.context import PCAFeatures, set_mean_context
+from flownlib.encoders import VAE, VAESettings, WeightSpace, train_vae
+from flownlib.evaluation import Reference
+from flownlib.flow import FlowTraining
+from flownlib.generators import FlowGenerator
+from flownlib.profiles import Profile
+from flownlib.symmetry import Aligner
+from flownlib.tasks import IN_DISTRIBUTION, SplitSizes, Task, load_task
+from flownlib.training import Training, seeded
+from flownlib.zoo import Zoo, ZooSettings, collect
+
+
+def split_sizes(settings: Profile) -> SplitSizes:
+    """Images in each split."""
+    return SplitSizes(settings.images_train, settings.images_validation, settings.images_test)
+
+
+def zoo_tasks(settings: Profile) -> dict[str, Task]:
+    """The tasks of the main zoo by name."""
+    return {name: load_task(name, split_sizes(settings)) for name in IN_DISTRIBUTION[: settings.zoo_tasks]}
+
+
+def zoo_settings(settings: Profile, seed: int, initialisation: str = "independent", **changes) -> ZooSettings:
+    """The main zoo's settings, with some of them changed."""
+    training = Training(settings.epochs, settings.batch_size, settings.learning_rate)
+    values = {
+        "tasks": IN_DISTRIBUTION[: settings.zoo_tasks],
+        "networks": settings.networks_per_task,
+        "initialisation": initialisation,
+        "sizes": split_sizes(settings),
+        "training": training,
+        "seed": seed,
+    }
+    return ZooSettings(**(values | changes))
+
+
+@dataclass(frozen=True)
+class CanonicalZoo:
+    """The main zoo after balancing and alignment; the aligner has seen the training networks only."""
+
+    train: Zoo
+    held_out: Zoo
+    aligner: Aligner
+
+
+def canonical_zoo(settings: Profile, seed: int, progress: bool = True) -> CanonicalZoo:
+    """Collect the main zoo (independent seeds), split it by seed, align it."""
+    train, held_out = collect(zoo_settings(settings, seed), progress=progress).split(settings.held_out_per_task)
+    key = {"zoo": asdict(zoo_settings(settings, seed)), "held_out": settings.held_out_per_task}
+
+    def build() -> Artifact:
+        aligner = Aligner.fit(train, seed)
+        parts = {"train": aligner(train, seed).weights, "held_out": aligner(held_out, seed).weights}
+        return Artifact(parts | {"reference": aligner.reference})
+
+    stored = cached("canonical", key, build, code=(symmetry,)).tensors
+    aligner = Aligner(train.model, stored["reference"])
+    return CanonicalZoo(train.with_weights(stored["train"]), held_out.with_weights(stored["held_out"]), aligner)
+
+
+def vae_settings(settings: Profile) -> VAESettings:
+    """The VAE's settings for a profile."""
+    return VAESettings(settings.latent_dim, settings.vae_width, settings.vae_steps)
+
+
+def trained_vae(settings: Profile, seed: int, progress: bool = True) -> VAE:
+    """The VAE of the canonical zoo's training networks."""
+    zoo, chosen = canonical_zoo(settings, seed, progress), vae_settings(settings)
+    key = {"zoo": asdict(zoo_settings(settings, seed)), "held_out": settings.held_out_per_task, "vae": asdict(chosen)}
+
+    def build() -> Artifact:
+        return train_vae(zoo.train, zoo_tasks(settings), chosen, seed, progress)[0].as_artifact()
+
+    return VAE.from_artifact(cached("vae", key, build, code=(symmetry, encoders_base, encoders_vae)))
+
+
+def image_features(tasks: Mapping[str, Task], dim: int = 16) -> PCAFeatures:
+    """Frozen principal-component features of the tasks' training images."""
+    return PCAFeatures(dim).fit(torch.cat([task.train.x for task in tasks.values()]))
+
+
+def support_contexts(
+    features: PCAFeatures, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
+) -> dict[str, Tensor]:
+    """Contexts y [draws, c] of each task, one for each random support set."""
+    contexts = {}
+    for number, (name, task) in enumerate(tasks.items()):
+        generator = seeded(seed, number)
+        supports = [task.support(per_class, generator) for _ in range(draws)]
+        contexts[name] = torch.stack([set_mean_context(features.features(s.x), s.y, task.num_classes) for s in supports])
+    return contexts
+
+
+def flow_training(settings: Profile) -> FlowTraining:
+    """How the profile trains its flows."""
+    return FlowTraining(settings.flow_steps, settings.flow_batch)
+
+
+def latent_flow(settings: Profile, seed: int, progress: bool = False) -> FlowGenerator:
+    """FLoWN's conditional flow on the VAE's latents, fitted to the canonical training zoo."""
+    zoo, tasks = canonical_zoo(settings, seed, progress), zoo_tasks(settings)
+    contexts = support_contexts(image_features(tasks), tasks, settings.support_per_class, 32, seed)
+    generator = FlowGenerator(trained_vae(settings, seed, progress), width=settings.flow_width, training=flow_training(settings))
+    return generator.fit(zoo.train, contexts, seed)
+
+
+def references(zoo: CanonicalZoo, tasks: Mapping[str, Task]) -> dict[str, Reference]:
+    """What samples are judged against, by task."""
+    space = WeightSpace.fit(zoo.train)
+    return {name: Reference.of(task, zoo.train, zoo.held_out, space) for name, task in tasks.items()}
