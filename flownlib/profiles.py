@@ -42,12 +42,12 @@ class Profile:
     # networks for unseen alphabets (notebook 04)
     ood_classes: int = 1000  # training characters at most; there are fewer
     ood_images: int = 80  # for each of them
-    ood_body_steps: int = 3000
+    ood_body_steps: int = 2500
     ood_prototype_steps: int = 2000
-    ood_tasks: int = 240  # ten-class tasks in the zoo
-    ood_task_epochs: int = 6
-    ood_flow_steps: int = 1000
-    ood_query_steps: int = 1500
+    ood_tasks: int = 160  # ten-class tasks in the zoo
+    ood_task_epochs: int = 5
+    ood_flow_steps: int = 800
+    ood_query_steps: int = 1200
     ood_draws: int = 8  # support sets for each held-out alphabet
     ood_validation_episodes: int = 24
     ood_test_images: int = 60  # for each class
