@@ -54,8 +54,8 @@ class Profile:
     ood_reward_steps: int = 40
     # the plane of two weights (notebook 00)
     plane_networks: int = 400  # trained for each task
-    plane_flow_steps: int = 1500
-    plane_repeats: int = 5  # seeds that are run live
+    plane_flow_steps: int = 1000
+    plane_repeats: int = 4  # seeds that are run live
     # studies
     study_seeds: int = 3
 
@@ -94,6 +94,9 @@ PROFILES: dict[str, Profile] = {
         ood_validation_episodes=2,
         ood_test_images=10,
         ood_reward_steps=3,
+        plane_networks=60,
+        plane_flow_steps=60,
+        plane_repeats=3,
     ),
     "tutorial": Profile(),
     "paper": Profile(
