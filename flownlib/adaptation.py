@@ -17,7 +17,7 @@ from flownlib.training import Training, minibatch_orders, train_many
 
 EPOCHS = (0, 1, 2, 5, 10, 25)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-WEIGHT_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
+WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def fine_tune(

@@ -39,6 +39,13 @@ class Episodes:
         """Classes in each episode."""
         return self.classes.shape[1]
 
+    def at(self, places: list[int]) -> Episodes:
+        """Some of the episodes."""
+        names = tuple(self.names[i] for i in places)
+        return Episodes(
+            self.support_x[places], self.support_y, self.query_x[places], self.query_y, self.classes[places], names
+        )
+
 
 def episodes_of(images: Tensor, classes: Tensor, shot: int, names: tuple[str, ...]) -> Episodes:
     """Episodes from images [m, n, shot + queries, c, h, w], of which the first `shot` of each class are the support."""
