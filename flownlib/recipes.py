@@ -68,10 +68,10 @@ def canonical_zoo(settings: Profile, seed: int, progress: bool = True) -> Canoni
     def build() -> Artifact:
         aligner = Aligner.fit(train, seed)
         parts = {"train": aligner(train, seed).weights, "held_out": aligner(held_out, seed).weights}
-        return Artifact(parts | {"reference": aligner.reference})
+        return Artifact(parts | {f"reference.{task}": reference for task, reference in aligner.references.items()})
 
     stored = cached("canonical", key, build, code=(symmetry,)).tensors
-    aligner = Aligner(train.model, stored["reference"])
+    aligner = Aligner(train.model, {task: stored[f"reference.{task}"] for task in train.tasks})
     return CanonicalZoo(train.with_weights(stored["train"]), held_out.with_weights(stored["held_out"]), aligner)
 
 

@@ -115,22 +115,36 @@ def _ascend(model: Classifier, tensors: Tensors, target: Tensors, most: int = 20
 
 @dataclass(frozen=True)
 class Aligner:
-    """Balances networks and matches their hidden units to one reference [p]."""
+    """Balances networks and matches their hidden units to the reference [p] of their task."""
 
     model: Classifier
-    reference: Tensor
+    references: dict[str, Tensor]
 
     @classmethod
     def fit(cls, zoo: Zoo, seed: int = 0, rounds: int = 4, restarts: int = 3) -> Aligner:
-        """Match to the running mean of the aligned networks, starting from the first one, a few times over."""
+        """Match to the running mean of the aligned networks: of all tasks together first, then of each task.
+
+        The joint rounds put the tasks' references in one frame; the tasks' own rounds let their networks agree better.
+        """
         generator = torch.Generator().manual_seed(seed)
         weights = balance(zoo.model, zoo.weights)
-        reference = weights[0]
+        joint = weights[0]
         for _ in range(rounds):
-            reference = match(zoo.model, weights, reference, generator, restarts).mean(0)
-        return cls(zoo.model, reference)
+            weights = match(zoo.model, weights, joint, generator, restarts)
+            joint = weights.mean(0)
+        aligned, references = zoo.with_weights(weights), {}
+        for task in zoo.tasks:
+            own = aligned.task(task).weights
+            for _ in range(rounds):
+                own = match(zoo.model, own, own.mean(0), generator, restarts)
+            references[task] = own.mean(0)
+        return cls(zoo.model, references)
 
-    def __call__(self, zoo: Zoo, seed: int = 0, restarts: int = 3) -> Zoo:
+    def __call__(self, zoo: Zoo, seed: int = 0, restarts: int = 6) -> Zoo:
         """The same networks, as functions, in canonical form."""
         generator = torch.Generator().manual_seed(seed)
-        return zoo.with_weights(match(self.model, balance(self.model, zoo.weights), self.reference, generator, restarts))
+        weights = balance(self.model, zoo.weights)
+        for task in zoo.tasks:
+            rows = torch.tensor((zoo.table["task"] == task).to_numpy())
+            weights[rows] = match(self.model, weights[rows], self.references[task], generator, restarts)
+        return zoo.with_weights(weights)

@@ -53,7 +53,7 @@ class Zoo:
 
     def select(self, mask: Sequence[bool] | pd.Series) -> Zoo:
         """The networks where the mask holds."""
-        rows = torch.as_tensor(pd.Series(mask).to_numpy(dtype=bool))
+        rows = torch.tensor(pd.Series(mask).to_numpy(dtype=bool))
         return replace(self, weights=self.weights[rows], table=self.table[rows.numpy()].reset_index(drop=True))
 
     def task(self, name: str) -> Zoo:

@@ -99,7 +99,7 @@ def reconstruct(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task], baseline:
     r2 = 1 - (zoo.weights - decoded).square().sum() / (zoo.weights - mean).square().sum()
     after = torch.empty(len(zoo))
     for name in zoo.tasks:
-        rows = torch.as_tensor((zoo.table["task"] == name).to_numpy())
+        rows = torch.tensor((zoo.table["task"] == name).to_numpy())
         after[rows] = score(zoo.model, decoded[rows], tasks[name].test.x, tasks[name].test.y).accuracy
-    before = torch.as_tensor(zoo.table["test_accuracy"].to_numpy(), dtype=torch.float32)
+    before = torch.tensor(zoo.table["test_accuracy"].to_numpy(), dtype=torch.float32)
     return Reconstruction(float(r2), before, after)

@@ -29,7 +29,7 @@ class VAESettings:
     steps: int = 1200
     batch_size: int = 48
     learning_rate: float = 1e-3
-    input_noise: float = 0.1
+    input_noise: float = 1.0
     weight_loss: float = 0.1
     behaviour_loss: float = 1.0
     kl_loss: float = 1e-3
@@ -145,7 +145,7 @@ def train_vae(
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        history.append({name: float(term) for name, term in terms.items()})
+        history.append({name: float(term.detach()) for name, term in terms.items()})
     _standardise_latents(vae.eval().requires_grad_(False), zoo)
     return vae, history
 

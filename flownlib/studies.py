@@ -1,0 +1,151 @@
+"""Many-seed studies: what one live run of a notebook cannot show. Resumable, since each seed's result is cached.
+
+A study is a function (seed, settings) → raw values; this module repeats it over seeds and turns the seeds' means
+into intervals whose unit is the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from flownlib import artifacts, recipes, results, studies_fewshot, studies_ood
+from flownlib.artifacts import Artifact, cached
+from flownlib.encoders import WeightSpace, reconstruct
+from flownlib.evaluation import MEASURES, compare
+from flownlib.generators import FlowGenerator, Generator, all_nulls
+from flownlib.profiles import Profile, load
+from flownlib.statistics import mean_interval
+from flownlib.tasks import ALPHABETS, DIGITS
+from flownlib.zoo import collect
+
+Raw = list[dict]  # records {"quantity", "method", "setting", "values"}
+
+
+def raw(quantity: str, method: str, setting: dict, values: list[float]) -> dict:
+    """One raw record of one seed."""
+    return {"quantity": quantity, "method": method, "setting": setting, "values": [float(value) for value in values]}
+
+
+def zoo_accuracy(seed: int, settings: Profile) -> Raw:
+    """Test accuracy of fresh networks on every embedded task."""
+    chosen = recipes.zoo_settings(settings, seed, tasks=(*ALPHABETS, DIGITS), networks=settings.survey_networks)
+    zoo = collect(chosen)
+    return [
+        raw("test_accuracy", "trained", {"zoo": "independent", "task": task}, zoo.task(task).table["test_accuracy"].tolist())
+        for task in zoo.tasks
+    ]
+
+
+def reconstruction(seed: int, settings: Profile) -> Raw:
+    """Held-out decode(encode(w)) of the VAE on the canonical zoo, beside the originals."""
+    zoo, tasks = recipes.canonical_zoo(settings, seed), recipes.zoo_tasks(settings)
+    result = reconstruct(recipes.trained_vae(settings, seed), zoo.held_out, tasks, zoo.train.weights.mean(0))
+    setting = {"zoo": "independent", "networks": "held_out"}
+    return [
+        raw("test_accuracy_mean", "zoo_held_out", setting, result.accuracy_before.tolist()),
+        raw("test_accuracy_mean", "vae", setting, result.accuracy_after.tolist()),
+        raw("accuracy_gain", "vae", setting, (result.accuracy_after - result.accuracy_before).tolist()),
+        raw("r2", "vae", setting, [result.r2]),
+    ]
+
+
+def flow_generators(settings: Profile, seed: int) -> list[Generator]:
+    """The two flows and every null, not yet fitted."""
+    zoo = recipes.canonical_zoo(settings, seed)
+    training = recipes.flow_training(settings)
+    latent = FlowGenerator(recipes.trained_vae(settings, seed), width=settings.flow_width, training=training)
+    space = WeightSpace.fit(zoo.train)
+    weight = FlowGenerator(space, "weight_flow", "x_1", settings.flow_width, training)
+    return [latent, weight, *all_nulls()]
+
+
+def generation(seed: int, settings: Profile) -> Raw:
+    """Every generator and null on the canonical zoo: the comparison of notebook 03 for one seed."""
+    zoo, tasks = recipes.canonical_zoo(settings, seed), recipes.zoo_tasks(settings)
+    features, references = recipes.image_features(tasks), recipes.references(zoo, tasks)
+    contexts = recipes.support_contexts(features, tasks, settings.support_per_class, 32, seed)
+    fresh = recipes.support_contexts(features, tasks, settings.support_per_class, 1, 1_000 + seed)
+    generators = [generator.fit(zoo.train, contexts, seed) for generator in flow_generators(settings, seed)]
+    table = compare(generators, references, fresh, zoo.held_out, settings.samples_per_task, seed)
+    held_out = table[table["method"] == "zoo_held_out"].set_index("task")["test_accuracy_mean"]
+    setting, records = {"zoo": "independent", "networks": settings.samples_per_task}, []
+    for method, rows in table.groupby("method", sort=False):
+        records += [raw(measure, method, setting, rows[measure].tolist()) for measure in MEASURES]
+        gain = rows["test_accuracy_mean"].to_numpy() - held_out[rows["task"]].to_numpy()
+        records.append(raw("accuracy_gain", method, setting, gain.tolist()))
+    return records
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's function for one seed, what it answers, and how long the tutorial's takes on two cores."""
+
+    run_seed: Callable[[int, Profile], Raw]
+    about: str
+    minutes: float
+
+
+STUDIES = {
+    "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3),
+    "reconstruction": Study(reconstruction, "held-out reconstruction of the VAE", 8),
+    "generation": Study(generation, "generated networks beside held-out ones and every null", 10),
+    "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15),
+    "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10),
+}
+
+
+def run(name: str, profile: str = "tutorial", seeds: int | None = None) -> Path:
+    """Run a study over seeds 0, 1, … and write figures/results/study_<name>.json; seeds done before are read from the cache.
+
+    Raises:
+        ValueError: for an unknown study or fewer than two seeds.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"there is no study {name!r}; choose one of {', '.join(STUDIES)}")
+    settings = load(profile)
+    count = seeds or settings.study_seeds
+    if count < 2:
+        raise ValueError(f"a study needs at least two seeds for an interval, not {count}")
+    code_version = library_version()
+    by_seed = []
+    for seed in tqdm(range(count), desc=f"study {name} (about {STUDIES[name].minutes:g} minutes in all)"):
+        key = {"settings": settings.as_dict(), "seed": seed, "library": code_version}
+
+        def build(seed: int = seed) -> Artifact:
+            records = STUDIES[name].run_seed(seed, settings)
+            return Artifact({"values": torch.cat([torch.tensor(record["values"]) for record in records])}, {"records": records})
+
+        by_seed.append(cached(f"study-{name}", key, build).meta["records"])
+    extra = {"settings": settings.as_dict(), "code_version": code_version}
+    return results.write(f"study_{name}", settings.profile, aggregate(by_seed), **extra)
+
+
+def aggregate(by_seed: list[Raw]) -> list[dict]:
+    """Raw values of each seed → records whose unit is the seed: the interval of the seeds' means."""
+    means = defaultdict(list)
+    for records in by_seed:
+        for record in records:
+            address = (record["quantity"], record["method"], json.dumps(record["setting"]))
+            means[address].append(sum(record["values"]) / len(record["values"]))
+    seeds = list(range(len(by_seed)))
+    return [
+        results.record(quantity, method, json.loads(setting), mean_interval(values), seeds)
+        for (quantity, method, setting), values in means.items()
+    ]
+
+
+def library_version() -> str:
+    """A hash of the library's code, by which a result can be traced to what made it."""
+    folder = Path(artifacts.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
