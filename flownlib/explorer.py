@@ -1,0 +1,141 @@
+"""The trajectory explorer: everything is computed beforehand, the sliders only choose what is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import torch
+from ipywidgets import HTML, Dropdown, HBox, IntSlider, Layout, Output, VBox
+from IPython.display import display
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from flownlib.classifiers import Classifier, score
+from flownlib.figures import GREY, INK, PALETTE
+from flownlib.generators import FlowGenerator
+from flownlib.tasks import Task
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Trajectories of one task, decoded: times [s], projected points [s, n, 2], accuracies [s, n], and for each
+    network its first-layer filters [s, n, f, k, k] and class probabilities [s, n, images, classes]."""
+
+    task: str
+    t: Tensor
+    points: Tensor
+    accuracy: Tensor
+    filters: Tensor
+    images: Tensor  # [images, h, w]
+    labels: Tensor
+    probabilities: Tensor
+
+
+@torch.no_grad()
+def record(
+    generator: FlowGenerator, task: Task, y: Tensor, x_0: Tensor, axes: Tensor, model: Classifier, stops: int, images: int = 6
+) -> Recording:
+    """Integrate from x_0 [n, k] under context y and decode every stop; `axes` [2, k] is the plane of the picture."""
+    trajectory = generator.trajectory(x_0, y, steps=stops)
+    weights = generator.encoder.decode(trajectory.x.flatten(0, 1))
+    s, n = trajectory.x.shape[:2]
+    chosen = torch.stack([(task.test.y == label).nonzero()[0, 0] for label in range(images)])
+    probabilities = model.forward(weights, task.test.x[chosen]).softmax(-1)
+    some = slice(0, min(500, len(task.test)))  # enough for a colour; the tables use all test images
+    accuracy = score(model, weights, task.test.x[some], task.test.y[some]).accuracy
+    return Recording(
+        task.name,
+        trajectory.t,
+        trajectory.x @ axes.T,
+        accuracy.view(s, n),
+        model.layout.views(weights)[f"{model.layer_names[0]}.weight"][:, :, 0].unflatten(0, (s, n)),
+        task.test.x[chosen, 0],
+        task.test.y[chosen],
+        probabilities.unflatten(0, (s, n)),
+    )
+
+
+def draw(recording: Recording, stop: int, network: int) -> Figure:
+    """One moment of one network: its place among all trajectories, its filters, its accuracy so far, its predictions."""
+    fig = plt.figure(figsize=(11, 5.2), layout="none")  # fixed places: a layout engine would take most of the redraw
+    _draw_paths(fig, recording, stop, network)
+    _draw_filters(fig, recording.filters[stop, network])
+    _draw_accuracy(fig.add_axes((0.55, 0.50, 0.43, 0.20)), recording, stop, network)
+    _draw_predictions(fig, recording, stop, network)
+    return fig
+
+
+def _draw_paths(fig: Figure, recording: Recording, stop: int, network: int) -> None:
+    ax, points = fig.add_axes((0.06, 0.26, 0.40, 0.68)), recording.points
+    segments = torch.stack([points[:-1], points[1:]], dim=2).flatten(0, 1).numpy()
+    lines = LineCollection(segments, cmap="viridis", lw=1.2, alpha=0.45, clim=(0, 1))
+    lines.set_array(recording.accuracy[1:].flatten().numpy())
+    ax.add_collection(lines)
+    dots = ax.scatter(*points[stop].T, c=recording.accuracy[stop], cmap="viridis", vmin=0, vmax=1, s=22, zorder=3)
+    ax.scatter(*points[stop, network], s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
+    ax.autoscale()
+    ax.set(title=f"{recording.task}, t = {recording.t[stop]:.2f}", xlabel="first latent axis", ylabel="second latent axis")
+    fig.colorbar(dots, cax=fig.add_axes((0.06, 0.09, 0.40, 0.03)), orientation="horizontal", label="test accuracy")
+
+
+def _draw_filters(fig: Figure, filters: Tensor) -> None:
+    # one image with white gaps instead of eight axes
+    size = filters.shape[-1]
+    strip = torch.full((size, len(filters) * (size + 1) - 1), float("nan"))
+    for i, kernel in enumerate(filters):
+        strip[:, i * (size + 1) : i * (size + 1) + size] = kernel
+    limit, ax = float(filters.abs().max()), fig.add_axes((0.55, 0.78, 0.43, 0.13))
+    ax.imshow(strip, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.set_title("decoded first-layer filters", fontsize=10)
+    ax.axis("off")
+
+
+def _draw_accuracy(ax: plt.Axes, recording: Recording, stop: int, network: int) -> None:
+    ax.plot(recording.t, recording.accuracy, color=GREY, lw=0.8, alpha=0.4)
+    ax.plot(recording.t, recording.accuracy[:, network], color=PALETTE[1], lw=2)
+    ax.axvline(recording.t[stop], color=INK, lw=1)
+    ax.set(xlabel="flow time t", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+
+
+def _draw_predictions(fig: Figure, recording: Recording, stop: int, network: int) -> None:
+    strip = torch.cat(list(recording.images), dim=1)
+    images, bars = fig.add_axes((0.55, 0.20, 0.43, 0.13)), fig.add_axes((0.55, 0.03, 0.43, 0.16))
+    images.imshow(strip, cmap="gray_r", aspect="auto")
+    images.set_title("predictions on six test images (green: the right class)", fontsize=10)
+    images.axis("off")
+    probabilities = recording.probabilities[stop, network]
+    count, classes = probabilities.shape
+    places = torch.arange(count)[:, None] + (torch.arange(classes) + 0.5) / (classes + 1)
+    right = torch.arange(classes) == recording.labels[:, None]
+    bars.bar(places.flatten(), probabilities.flatten(), width=0.8 / classes, color=[PALETTE[2] if r else GREY for r in right.flatten()])
+    bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
+
+
+class Explorer:
+    """Sliders over recordings. `controls` holds the widgets by name, so that a test can move them without a browser."""
+
+    def __init__(self, recordings: dict[str, Recording]) -> None:
+        first = next(iter(recordings.values()))
+        self.recordings, self.output = recordings, Output(layout=Layout(height="470px"))
+        self.controls = {
+            "task": Dropdown(options=list(recordings), description="task"),
+            "stop": IntSlider(0, 0, len(first.t) - 1, description="flow time", continuous_update=False),
+            "network": IntSlider(0, 0, first.points.shape[1] - 1, description="network", continuous_update=False),
+        }
+        for control in self.controls.values():
+            control.observe(self._redraw, names="value")
+        self._redraw()
+
+    def _redraw(self, _change: object = None) -> None:
+        chosen = {name: control.value for name, control in self.controls.items()}
+        figure = draw(self.recordings[chosen["task"]], chosen["stop"], chosen["network"])
+        self.output.clear_output(wait=True)
+        with self.output:
+            display(figure)
+        plt.close(figure)
+
+    def show(self) -> VBox:
+        """The explorer as one widget."""
+        return VBox([HTML("Use the sliders, or the arrow keys."), HBox(list(self.controls.values())), self.output])
