@@ -1,0 +1,161 @@
+"""Fine-tuning many networks at once, the heads they start from, the episodes they meet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flownlib.adaptation import (
+    centroid_networks,
+    fine_tune,
+    logistic_head,
+    query_accuracy,
+    reorder_head,
+    retrieve_matched,
+    support_features,
+)
+from flownlib.bodies import pretrain_body, prototypical_body, train_task_zoo
+from flownlib.classifiers import cnn_embed
+from flownlib.episodes import Episodes, alphabet_episodes, draw_episodes, episodes_of
+from flownlib.generators.gauge import class_means
+from flownlib.generators.network_tokens import network_flow
+from flownlib.reward import reward_fine_tune, split_support
+from flownlib.tasks import Split, SplitSizes, load_task
+from flownlib.training import Training, minibatch_orders, train_one
+
+MODEL = cnn_embed()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_episodes(count: int = 3, dtype: torch.dtype = torch.float64) -> Episodes:
+    pool = torch.randn(12, 8, 1, 28, 28, generator=generator(), dtype=dtype)
+    pool = pool + torch.randn(12, 1, 1, 28, 28, generator=generator(1), dtype=dtype)
+    return draw_episodes(pool, count, 10, 5, 3, generator(2))
+
+
+def test_epoch_zero_returns_the_input():
+    episodes, weights = some_episodes(), MODEL.initialise(3, generator(), torch.float64)
+    assert torch.equal(fine_tune(MODEL, weights, episodes.support_x, episodes.support_y, 1e-3, epochs=(0,))[0], weights)
+    checkpoints = fine_tune(MODEL, weights, episodes.support_x, episodes.support_y, 1e-3, epochs=(0, 1, 2))
+    assert torch.equal(checkpoints[0], weights) and checkpoints.shape == (3, *weights.shape)
+
+
+def test_fine_tuning_together_equals_a_plain_loop_for_each_network():
+    episodes, weights = some_episodes(), MODEL.initialise(3, generator(), torch.float64)
+    together = fine_tune(MODEL, weights, episodes.support_x, episodes.support_y, 3e-3, epochs=(2, 4), seed=5)
+    for i, length in ((0, 2), (2, 4)):
+        data = Split(episodes.support_x[i], episodes.support_y)
+        order = minibatch_orders([5000 + i], 50, Training(4, 10, 3e-3))[0][: 5 * length]
+        alone = train_one(MODEL, weights[i], data, order, 3e-3)
+        torch.testing.assert_close(together[(2, 4).index(length), i], alone, atol=1e-10, rtol=0)
+
+
+def test_fine_tuning_learns_its_support():
+    episodes, weights = some_episodes(dtype=torch.float32), MODEL.initialise(3, generator())
+    support = episodes_of(episodes.support_x.unflatten(1, (10, 5)).repeat(1, 1, 2, 1, 1, 1), episodes.classes, 5, episodes.names)
+    after = fine_tune(MODEL, weights, episodes.support_x, episodes.support_y, 3e-3, (25,))[0]
+    assert query_accuracy(MODEL, after, support).mean() > query_accuracy(MODEL, weights, support).mean() + 0.4
+
+
+@pytest.mark.parametrize("epochs", [(), (2, 1), (1, 1), (-1, 2)])
+def test_epochs_must_increase(epochs: tuple[int, ...]):
+    episodes = some_episodes(1)
+    with pytest.raises(ValueError, match="epochs must increase"):
+        fine_tune(MODEL, MODEL.initialise(1, generator(), torch.float64), episodes.support_x, episodes.support_y, 1e-3, epochs)
+
+
+def test_each_network_needs_its_own_support():
+    episodes = some_episodes(2)
+    with pytest.raises(ValueError, match="got 3 networks and 2 supports"):
+        fine_tune(MODEL, MODEL.initialise(3, generator(), torch.float64), episodes.support_x, episodes.support_y, 1e-3)
+
+
+def test_centroid_networks_make_the_nearest_centroid_decision():
+    episodes, body = some_episodes(), MODEL.initialise(1, generator(), torch.float64)
+    networks = centroid_networks(MODEL, body, episodes, scale=0.7)
+    means = class_means(support_features(MODEL, body, episodes), 10)
+    for i in range(len(episodes)):
+        nearest = torch.cdist(MODEL.features(body, episodes.query_x[i])[0], means[i]).argmin(-1)
+        assert torch.equal(MODEL.forward(networks[i : i + 1], episodes.query_x[i])[0].argmax(-1), nearest)
+
+
+def test_logistic_regression_reaches_the_optimum_of_its_own_objective():
+    features, labels = torch.randn(2, 40, 5, generator=generator(), dtype=torch.float64), torch.arange(4).repeat_interleave(10)
+    features[:, :, 0] += 3 * labels
+    rows, bias = logistic_head(features, labels, 4, weight_decay=1e-2, steps=2000)
+    centred = features - features.mean(1, keepdim=True)
+    std = centred.square().mean(dim=(1, 2), keepdim=True).sqrt() + 1e-6
+    logits = torch.baddbmm(bias[:, None], features, rows.transpose(1, 2))
+    error = logits.softmax(-1) - torch.nn.functional.one_hot(labels, 4)
+    # the gradient with respect to the rows on standardised features vanishes
+    gradient = error.transpose(1, 2) @ (centred / std) / len(labels) + 2e-2 * rows * std
+    assert gradient.abs().max() < 1e-3
+
+
+def test_retrieval_undoes_a_hidden_relabelling():
+    episodes = some_episodes(1)
+    trained = fine_tune(
+        MODEL, MODEL.initialise(1, generator(), torch.float64), episodes.support_x, episodes.support_y, 3e-3, (40,)
+    )[0]
+    order = torch.randperm(10, generator=generator(9))
+    zoo = torch.cat([MODEL.initialise(4, generator(3), torch.float64), reorder_head(MODEL, trained, order)])
+    assert torch.equal(retrieve_matched(MODEL, zoo, episodes), trained)
+
+
+def test_reordered_head_reorders_the_logits():
+    weights, x = MODEL.initialise(2, generator(), torch.float64), torch.randn(4, 1, 28, 28, dtype=torch.float64)
+    order = torch.randperm(10, generator=generator(1))
+    expected = MODEL.forward(weights, x)[..., order]
+    torch.testing.assert_close(MODEL.forward(reorder_head(MODEL, weights, order), x), expected, atol=1e-12, rtol=0)
+
+
+def test_episodes_share_no_image_between_support_and_queries():
+    episodes = some_episodes()
+    for support, query in zip(episodes.support_x.flatten(2), episodes.query_x.flatten(2), strict=True):
+        assert torch.cdist(support.flatten(1), query.flatten(1)).min() > 1
+    assert episodes.way == 10 and all(len(set(row.tolist())) == 10 for row in episodes.classes)
+
+
+def test_too_small_a_pool_is_refused():
+    with pytest.raises(ValueError, match="need a pool that large"):
+        draw_episodes(torch.zeros(9, 8, 1, 28, 28), 1, 10, 5, 3, generator())
+
+
+def test_alphabet_episodes_share_queries_and_differ_in_support():
+    task = load_task("greek", SplitSizes(200, 20, 200))
+    episodes = alphabet_episodes([task], 2, shot=5, queries=8, seed=0)
+    assert torch.equal(episodes.query_x[0], episodes.query_x[1]) and not torch.equal(episodes.support_x[0], episodes.support_x[1])
+    assert episodes.names == ("greek", "greek")
+    with pytest.raises(ValueError, match="test images of a class"):
+        alphabet_episodes([task], 1, shot=5, queries=100, seed=0)
+
+
+def test_splitting_a_support_deals_every_image_once():
+    support = torch.arange(20.0)[:, None, None, None]
+    context, rest = split_support(support, 4, 3, 6, generator())
+    for shown, held_out in zip(context.flatten(1), rest.flatten(1), strict=True):
+        assert sorted([*shown.tolist(), *held_out.tolist()]) == list(range(20))
+        assert (shown // 5).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    with pytest.raises(ValueError, match="not 5"):
+        split_support(support, 4, 5, 1, generator())
+
+
+def test_bodies_zoo_and_reward_run_from_images_to_networks():
+    pool = torch.randn(12, 10, 1, 28, 28, generator=generator()) / 2 + torch.randn(12, 1, 1, 28, 28, generator=generator(1))
+    softmax = pretrain_body(MODEL, pool, 30, seed=0)
+    assert not softmax[:, -MODEL.head_size :].any()
+    body = prototypical_body(MODEL, softmax, pool, 30, seed=0)
+    assert sum(body.losses[-5:]) < sum(body.losses[:5])
+    zoo = train_task_zoo(MODEL, body.weights, pool, tasks=5, epochs=3, seed=0, group=2)
+    images = pool[zoo.classes[4]].flatten(0, 1)
+    accuracy = (MODEL.forward(zoo.weights[4:], images)[0].argmax(-1) == torch.arange(10).repeat_interleave(10)).float().mean()
+    assert zoo.weights.shape == (5, MODEL.layout.size) and accuracy > 0.5
+    flow = network_flow(MODEL, zoo.weights, body.weights, pool.flatten(0, 1), body.scale, components=4)
+    support = pool[:10, :5].flatten(0, 1)
+    before = [p.clone() for p in flow.parameters()]
+    tuned = reward_fine_tune(flow, support, steps=2, seed=0, splits=2)
+    assert all(torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, tuned.parameters(), strict=True))
