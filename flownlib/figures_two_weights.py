@@ -88,7 +88,8 @@ def _plane(axes: Axes, title: str = "", labels: bool = True) -> None:
 def _terrain(axes: Axes, surface: Land, lines: int = 9) -> plt.cm.ScalarMappable:
     # the square root spreads the levels of the valleys, which are what we look at
     height = np.sqrt(surface.loss)
-    image = axes.imshow(height, extent=[-EXTENT, EXTENT] * 2, origin="lower", cmap=LAND, vmin=0, vmax=1.9, interpolation="bilinear")
+    box = {"extent": [-EXTENT, EXTENT] * 2, "origin": "lower", "interpolation": "bilinear"}
+    image = axes.imshow(height, cmap=LAND, vmin=0, vmax=1.9, **box)
     if lines:
         levels = np.linspace(0.2, 1.8, lines)
         axes.contour(surface.axis, surface.axis, height, levels=levels, colors="white", linewidths=0.8)
@@ -234,7 +235,7 @@ def folding(zoo: PlaneZoo) -> Figure:
     w = zoo.weights.numpy()
     octant = ((np.arctan2(w[:, 1], w[:, 0]) + 2 * np.pi) // (np.pi / 4)).astype(int) % 8
     colours = np.array(EIGHT)[octant]
-    half, quarter = np.stack([w[:, 0].__abs__(), w[:, 1]], 1), np.abs(w)
+    half, quarter = np.stack([np.abs(w[:, 0]), w[:, 1]], 1), np.abs(w)
     stages = (w, half, quarter, np.sort(quarter, axis=1)[:, ::-1])
     titles = ("the whole sheet", "fold at $w_1=0$", "fold at $w_2=0$", "fold at $w_1=w_2$")
     r = EXTENT

@@ -179,15 +179,17 @@ class Batches:
 
 
 def retrieve(zoo: PlaneZoo, x: Tensor, y: Tensor) -> Tensor:
-    """Null: the networks [k, 2] of the task whose networks fit a support set x, y [1, m] best on average."""
+    """Null: the networks [k, 2] of the task whose networks fit one support set x, y [m] best on average."""
     losses = (predict(zoo.weights, x) - y).square().mean(dim=1)
     return zoo.of(min(zoo.task.unique().tolist(), key=lambda task: float(losses[zoo.task == task].mean())))
 
 
 def train_on_support(x: Tensor, y: Tensor, generator: torch.Generator, starts: int = 32) -> Tensor:
-    """Rival: the one network [1, 2] with the least loss on x, y [1, m] after training from `starts` random weights."""
-    trained = train(2 * torch.randn(starts, 2, generator=generator), x, y)
-    return trained[(predict(trained, x) - y).square().mean(dim=1).argmin()][None]
+    """Rival: for each support set x, y [s, m] the network with the least loss on it after `starts` trainings, [s, 2]."""
+    x, y = x.repeat_interleave(starts, dim=0), y.repeat_interleave(starts, dim=0)
+    trained = train(2 * torch.randn(len(x), 2, generator=generator), x, y)
+    best = (predict(trained, x) - y).square().mean(dim=1).reshape(-1, starts).argmin(dim=1)
+    return trained.reshape(-1, starts, 2)[torch.arange(len(best)), best]
 
 
 def noisy(zoo: Tensor, count: int, generator: torch.Generator, scale: float = 0.1) -> Tensor:
