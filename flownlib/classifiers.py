@@ -197,8 +197,8 @@ def classifier(name: str) -> Classifier:
 
 
 @torch.no_grad()
-def logits_of(model: Classifier, weights: Tensor, x: Tensor, group: int = 16, chunk: int = 250) -> Tensor:
-    """Logits [m, n, classes] of m networks on n shared images, in groups and chunks that fit the processor's cache."""
+def logits_of(model: Classifier, weights: Tensor, x: Tensor, group: int = 16, chunk: int = 50) -> Tensor:
+    """Logits [m, n, classes] of m networks on n shared images, in groups and chunks whose activations fit the processor's cache."""
     groups = [torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in weights.split(group)]
     return torch.cat(groups)
 
