@@ -54,7 +54,7 @@ class Profile:
     ood_reward_steps: int = 40
     # the plane of two weights (notebook 00)
     plane_networks: int = 400  # trained for each task
-    plane_flow_steps: int = 1500  # on the whole plane, a quarter of it on the folded one
+    plane_flow_steps: int = 1500  # on the whole plane, a third of it on the folded one
     plane_repeats: int = 4  # seeds that are run live
     # studies
     study_seeds: int = 3
