@@ -184,7 +184,7 @@ def retrieve(zoo: PlaneZoo, x: Tensor, y: Tensor) -> Tensor:
     return zoo.of(min(zoo.task.unique().tolist(), key=lambda task: float(losses[zoo.task == task].mean())))
 
 
-def train_on_support(x: Tensor, y: Tensor, generator: torch.Generator, starts: int = 32) -> Tensor:
+def train_on_support(x: Tensor, y: Tensor, generator: torch.Generator, starts: int = 64) -> Tensor:
     """Rival: for each support set x, y [s, m] the network with the least loss on it after `starts` trainings, [s, 2]."""
     x, y = x.repeat_interleave(starts, dim=0), y.repeat_interleave(starts, dim=0)
     trained = train(2 * torch.randn(len(x), 2, generator=generator), x, y)
