@@ -73,8 +73,8 @@ def _draw_paths(fig: Figure, recording: Recording, stop: int, network: int) -> N
     lines = LineCollection(segments, cmap="viridis", lw=1.2, alpha=0.45, clim=(0, 1))
     lines.set_array(recording.accuracy[1:].flatten().numpy())
     ax.add_collection(lines)
-    dots = ax.scatter(*points[stop].T, c=recording.accuracy[stop], cmap="viridis", vmin=0, vmax=1, s=22, zorder=3)
-    ax.scatter(*points[stop, network], s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
+    dots = ax.scatter(*points[stop].T.numpy(), c=recording.accuracy[stop].numpy(), cmap="viridis", vmin=0, vmax=1, s=22, zorder=3)
+    ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
     ax.autoscale()
     ax.set(title=f"{recording.task}, t = {recording.t[stop]:.2f}", xlabel="first latent axis", ylabel="second latent axis")
     fig.colorbar(dots, cax=fig.add_axes((0.06, 0.09, 0.40, 0.03)), orientation="horizontal", label="test accuracy")
@@ -87,14 +87,14 @@ def _draw_filters(fig: Figure, filters: Tensor) -> None:
     for i, kernel in enumerate(filters):
         strip[:, i * (size + 1) : i * (size + 1) + size] = kernel
     limit, ax = float(filters.abs().max()), fig.add_axes((0.55, 0.78, 0.43, 0.13))
-    ax.imshow(strip, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.imshow(strip.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     ax.set_title("decoded first-layer filters", fontsize=10)
     ax.axis("off")
 
 
 def _draw_accuracy(ax: plt.Axes, recording: Recording, stop: int, network: int) -> None:
-    ax.plot(recording.t, recording.accuracy, color=GREY, lw=0.8, alpha=0.4)
-    ax.plot(recording.t, recording.accuracy[:, network], color=PALETTE[1], lw=2)
+    ax.plot(recording.t.numpy(), recording.accuracy.numpy(), color=GREY, lw=0.8, alpha=0.4)
+    ax.plot(recording.t.numpy(), recording.accuracy[:, network].numpy(), color=PALETTE[1], lw=2)
     ax.axvline(recording.t[stop], color=INK, lw=1)
     ax.set(xlabel="flow time t", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
 
@@ -102,14 +102,15 @@ def _draw_accuracy(ax: plt.Axes, recording: Recording, stop: int, network: int) 
 def _draw_predictions(fig: Figure, recording: Recording, stop: int, network: int) -> None:
     strip = torch.cat(list(recording.images), dim=1)
     images, bars = fig.add_axes((0.55, 0.20, 0.43, 0.13)), fig.add_axes((0.55, 0.03, 0.43, 0.16))
-    images.imshow(strip, cmap="gray_r", aspect="auto")
+    images.imshow(strip.numpy(), cmap="gray_r", aspect="auto")
     images.set_title("predictions on six test images (green: the right class)", fontsize=10)
     images.axis("off")
     probabilities = recording.probabilities[stop, network]
     count, classes = probabilities.shape
     places = torch.arange(count)[:, None] + (torch.arange(classes) + 0.5) / (classes + 1)
     right = torch.arange(classes) == recording.labels[:, None]
-    bars.bar(places.flatten(), probabilities.flatten(), width=0.8 / classes, color=[PALETTE[2] if r else GREY for r in right.flatten()])
+    colors = [PALETTE[2] if r else GREY for r in right.flatten()]
+    bars.bar(places.flatten().numpy(), probabilities.flatten().numpy(), width=0.8 / classes, color=colors)
     bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
 
 

@@ -43,7 +43,7 @@ def task_images(tasks: Mapping[str, Task], per_class: int = 2) -> Figure:
     fig, axes = plt.subplots(len(tasks), 1, figsize=(9.5, 0.62 * len(tasks)))
     for ax, (name, task) in zip(np.atleast_1d(axes), tasks.items(), strict=True):
         chosen = [task.train.x[(task.train.y == label).nonzero()[:per_class, 0], 0] for label in range(task.num_classes)]
-        ax.imshow(torch.cat([image for images in chosen for image in images], dim=1), cmap="gray_r", aspect="equal")
+        ax.imshow(torch.cat([image for images in chosen for image in images], dim=1).numpy(), cmap="gray_r", aspect="equal")
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=9)
@@ -88,7 +88,7 @@ def paths_between(curves: Mapping[str, Tensor]) -> Figure:
     for color, (name, curve) in zip(PALETTE, curves.items(), strict=False):
         share = np.linspace(0, 1, curve.shape[1])
         low, high = np.quantile(curve.numpy(), [0.1, 0.9], axis=0)
-        ax.plot(share, curve.mean(0), color=color, lw=2.2, label=name)
+        ax.plot(share, curve.mean(0).numpy(), color=color, lw=2.2, label=name)
         ax.fill_between(share, low, high, color=color, alpha=0.13, lw=0)
     ax.set(xlabel="share of the second network", ylabel="test accuracy", ylim=(0, 1))
     ax.legend(loc="lower right", fontsize=10)
@@ -103,7 +103,7 @@ def filters(weights: Tensor, titles: Sequence[str]) -> Figure:
     for row, title in enumerate(titles):
         for column in range(count):
             ax = axes[row, column]
-            ax.imshow(weights[row, column], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            ax.imshow(weights[row, column].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
@@ -116,7 +116,7 @@ def projection(points: Tensor, labels: Sequence[str], note: str = "principal coo
     fig, ax = plt.subplots(figsize=(5.6, 4.4))
     for color, name in zip(PALETTE, dict.fromkeys(labels), strict=False):
         rows = torch.tensor([label == name for label in labels])
-        ax.scatter(*points[rows].T, s=14, color=color, alpha=0.7, lw=0, label=name)
+        ax.scatter(*points[rows].T.numpy(), s=14, color=color, alpha=0.7, lw=0, label=name)
     ax.set(xlabel=f"first {note}", ylabel=f"second {note}")
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
@@ -138,7 +138,7 @@ def before_after(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> F
     fig, axes = plt.subplots(1, len(before), figsize=(3.3 * len(before), 3.3), sharex=True, sharey=True, squeeze=False)
     for ax, color, (name, x) in zip(axes[0], PALETTE, before.items(), strict=False):
         ax.plot([0, 1], [0, 1], color=GREY, lw=1)
-        ax.scatter(x, after[name], s=14, color=color, alpha=0.7, lw=0)
+        ax.scatter(x.numpy(), after[name].numpy(), s=14, color=color, alpha=0.7, lw=0)
         ax.set(title=name, xlabel="original", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel("test accuracy, decoded")
     return fig
