@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flownlib import adaptation, bodies, classifiers, episodes, training
+from flownlib import adaptation, bodies, classifiers, episodes, recipes, training
 from flownlib.adaptation import (
     adaptation_curve,
     centroid_networks,
@@ -22,6 +22,7 @@ from flownlib.adaptation import (
 from flownlib.artifacts import Artifact, cached
 from flownlib.bodies import PrototypicalBody, TaskZoo, pretrain_body, prototypical_body, train_task_zoo
 from flownlib.classifiers import Classifier, cnn_embed
+from flownlib.context import set_mean_context
 from flownlib.episodes import Characters, Episodes, alphabet_episodes, character_pools, draw_episodes, held_out_tasks
 from flownlib.generators import class_tokens, gauge, network_tokens
 from flownlib.generators.network_tokens import NetworkFlow, fit_flow_matching, fit_prior, fit_queries, network_flow
@@ -159,6 +160,24 @@ def initialisations(settings: Profile, seed: int, found: Data) -> dict[str, Init
 def sampler(flow: NetworkFlow, seed: int) -> Initialise:
     """One generated network for each episode's support set."""
     return lambda e: flow.sample(e.support_x, seeded(seed, 3))
+
+
+def latent_initialisations(settings: Profile, seed: int) -> dict[str, Initialise]:
+    """Notebook 03's networks (`cnn_small`) as initialisations: its flow conditioned on the support, and its zoo's nulls."""
+    zoo, tasks, flow = recipes.canonical_zoo(settings, seed).train, recipes.zoo_tasks(settings), recipes.latent_flow(settings, seed)
+    features, model, average = recipes.image_features(tasks), zoo.model, zoo.weights.mean(0, keepdim=True)
+    hundred = zoo.weights[torch.randperm(len(zoo), generator=seeded(seed, 4))[:100]]
+
+    def generate(e: Episodes) -> Tensor:
+        contexts = [set_mean_context(features.features(x), e.support_y, e.way) for x in e.support_x]
+        return torch.cat([flow.sample(1, y, seeded(seed, 5, i)) for i, y in enumerate(contexts)])
+
+    return {
+        "kaiming": lambda e: model.initialise(len(e), seeded(seed, 2)),
+        "zoo_average": lambda e: average.expand(len(e), -1),
+        "retrieval_matched": lambda e: retrieve_matched(model, hundred, e),
+        "latent_flow": generate,
+    }
 
 
 @dataclass(frozen=True)
