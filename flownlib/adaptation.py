@@ -97,7 +97,9 @@ def centroid_networks(model: Classifier, body: Tensor, episodes: Episodes, scale
     return with_head(model, body, *centroid_head(class_means(support_features(model, body, episodes), episodes.way), scale))
 
 
-def logistic_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float, steps: int = 100) -> tuple[Tensor, Tensor]:
+def logistic_head(
+    features: Tensor, labels: Tensor, classes: int, weight_decay: float, steps: int = 100
+) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regressions on features [m, k, d]: rows [m, classes, d] and bias [m, classes].
 
     Args:

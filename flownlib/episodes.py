@@ -98,7 +98,7 @@ def alphabet_episodes(tasks: list[Task], draws: int, shot: int, queries: int, se
 
 @dataclass(frozen=True)
 class Characters:
-    """Pools of glyph images float32 [classes, k, 1, 28, 28]: characters to train on, and others, of the same scripts, to choose by."""
+    """Pools of glyph images float32 [classes, k, 1, 28, 28]: characters to train on, and others of these scripts to choose by."""
 
     train: Tensor
     validation: Tensor

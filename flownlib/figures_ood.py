@@ -89,7 +89,7 @@ def adaptation_curves(curves: Mapping[str, Tensor], epochs: Sequence[int], clust
     """Query accuracy against fine-tuning epochs, a panel for each group of episodes.
 
     Args:
-        curves: method → accuracy [epochs, m]. clusters: panel title → the episodes in it. Bands are 95 % intervals over episodes.
+        curves: method → accuracy [epochs, m]. clusters: panel title → its episodes. Bands are 95 % intervals over episodes.
     """
     fig, axes = plt.subplots(1, len(clusters), figsize=(9.5, 4.6), sharey=True, squeeze=False)
     for ax, (title, places) in zip(axes[0], clusters.items(), strict=True):
@@ -138,7 +138,8 @@ def rewards(accuracies: Mapping[str, Tensor], names: Sequence[str]) -> Figure:
     tasks = list(dict.fromkeys(names))
     for ax, reward in zip(axes[0], after, strict=True):
         for before, value, name in zip(accuracies["before"].tolist(), accuracies[reward].tolist(), names, strict=True):
-            ax.plot([0, 1], [before, value], "o-", color=PALETTE[tasks.index(name) % len(PALETTE)], label=name.replace("_", " "))
+            colour = PALETTE[tasks.index(name) % len(PALETTE)]
+            ax.plot([0, 1], [before, value], "o-", color=colour, label=name.replace("_", " "))
         ax.set(title=f"reward on {reward.replace('_', '-')} support images", xlim=(-0.2, 1.2))
         ax.set_xticks([0, 1], ["before", "after"])
     axes[0, 0].set_ylabel("test accuracy")

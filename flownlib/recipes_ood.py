@@ -52,7 +52,9 @@ def data(settings: Profile, seed: int) -> Data:
     return Data(pools, validation, alphabet_episodes(held_out_tasks(queries), settings.ood_draws, SHOT, queries, seed))
 
 
-def _tensors(stage: str, settings: Profile, seed: int, build: Callable[[], dict[str, Tensor]], **extra: Any) -> dict[str, Tensor]:
+def _tensors(
+    stage: str, settings: Profile, seed: int, build: Callable[[], dict[str, Tensor]], **extra: Any
+) -> dict[str, Tensor]:
     chosen = {name: value for name, value in settings.as_dict().items() if name.startswith("ood_")}
     return cached(f"ood-{stage}", {**chosen, **extra, "seed": seed}, lambda: Artifact(build()), code=CODE).tensors
 
@@ -141,7 +143,8 @@ Initialise = Callable[[Episodes], Tensor]
 def initialisations(settings: Profile, seed: int, found: Data) -> dict[str, Initialise]:
     """Every initialisation of the comparison by name: episodes → weights [m, p]."""
     model, pool = cnn_embed(), found.pools.train
-    softmax, body, zoo = softmax_body(settings, seed, pool), prototype_body(settings, seed, pool), task_zoo(settings, seed, pool)
+    softmax, body = softmax_body(settings, seed, pool), prototype_body(settings, seed, pool)
+    zoo = task_zoo(settings, seed, pool)
     softmax_decay = choose_weight_decay(model, softmax, found.validation)
     body_decay = choose_weight_decay(model, body.weights, found.validation)
     average = zoo.weights.mean(0, keepdim=True)
@@ -164,7 +167,8 @@ def sampler(flow: NetworkFlow, seed: int) -> Initialise:
 
 def latent_initialisations(settings: Profile, seed: int) -> dict[str, Initialise]:
     """Notebook 03's networks (`cnn_small`) as initialisations: its flow conditioned on the support, and its zoo's nulls."""
-    zoo, tasks, flow = recipes.canonical_zoo(settings, seed).train, recipes.zoo_tasks(settings), recipes.latent_flow(settings, seed)
+    zoo, tasks = recipes.canonical_zoo(settings, seed).train, recipes.zoo_tasks(settings)
+    flow = recipes.latent_flow(settings, seed)
     features, model, average = recipes.image_features(tasks), zoo.model, zoo.weights.mean(0, keepdim=True)
     hundred = zoo.weights[torch.randperm(len(zoo), generator=seeded(seed, 4))[:100]]
 

@@ -55,7 +55,8 @@ def test_fine_tuning_together_equals_a_plain_loop_for_each_network():
 
 def test_fine_tuning_learns_its_support():
     episodes, weights = some_episodes(dtype=torch.float32), MODEL.initialise(3, generator())
-    support = episodes_of(episodes.support_x.unflatten(1, (10, 5)).repeat(1, 1, 2, 1, 1, 1), episodes.classes, 5, episodes.names)
+    twice = episodes.support_x.unflatten(1, (10, 5)).repeat(1, 1, 2, 1, 1, 1)
+    support = episodes_of(twice, episodes.classes, 5, episodes.names)
     after = fine_tune(MODEL, weights, episodes.support_x, episodes.support_y, 3e-3, (25,))[0]
     assert query_accuracy(MODEL, after, support).mean() > query_accuracy(MODEL, weights, support).mean() + 0.4
 
@@ -127,7 +128,8 @@ def test_too_small_a_pool_is_refused():
 def test_alphabet_episodes_share_queries_and_differ_in_support():
     task = load_task("greek", SplitSizes(200, 20, 200))
     episodes = alphabet_episodes([task], 2, shot=5, queries=8, seed=0)
-    assert torch.equal(episodes.query_x[0], episodes.query_x[1]) and not torch.equal(episodes.support_x[0], episodes.support_x[1])
+    assert torch.equal(episodes.query_x[0], episodes.query_x[1])
+    assert not torch.equal(episodes.support_x[0], episodes.support_x[1])
     assert episodes.names == ("greek", "greek")
     with pytest.raises(ValueError, match="test images of a class"):
         alphabet_episodes([task], 1, shot=5, queries=100, seed=0)

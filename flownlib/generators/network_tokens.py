@@ -166,7 +166,7 @@ class NetworkFlow(nn.Module):
 
 @torch.no_grad()
 def fit_prior(flow: NetworkFlow, zoo: Tensor, zoo_classes: Tensor, pool: Tensor, shot: int, seed: int) -> None:
-    """Set the centroid prior's two scales, in place, by least squares to the heads of a zoo; arguments as in `fit_flow_matching`."""
+    """Set the centroid prior's two scales, in place, by least squares to a zoo's heads; arguments as in `fit_flow_matching`."""
     bodies, rows, bias = split_head(flow.model, zoo)
     support = draw_episodes(pool, len(zoo), flow.model.num_classes, shot, 0, torch.Generator().manual_seed(seed), zoo_classes)
     base, tokens = flow.base(flow.features(zoo, support.support_x)), flow.gauge.to_tokens(rows, bias)
