@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flownlib import adaptation, bodies, classifiers, episodes, recipes, training
+import flownlib.context as context_module
+import flownlib.encoders.base as encoders_base
+import flownlib.encoders.vae as encoders_vae
+import flownlib.flow as flow_module
+from flownlib import adaptation, bodies, classifiers, episodes, recipes, symmetry, training
 from flownlib.adaptation import (
     adaptation_curve,
     centroid_networks,
@@ -21,10 +25,10 @@ from flownlib.adaptation import (
 )
 from flownlib.artifacts import Artifact, cached
 from flownlib.bodies import PrototypicalBody, TaskZoo, pretrain_body, prototypical_body, train_task_zoo
-from flownlib.classifiers import Classifier, cnn_embed
+from flownlib.classifiers import Classifier, cnn_embed, cnn_small
 from flownlib.context import set_mean_context
 from flownlib.episodes import Characters, Episodes, alphabet_episodes, character_pools, draw_episodes, held_out_tasks
-from flownlib.generators import class_tokens, gauge, network_tokens
+from flownlib.generators import class_tokens, flows, gauge, network_tokens
 from flownlib.generators.network_tokens import NetworkFlow, fit_flow_matching, fit_prior, fit_queries, network_flow
 from flownlib.profiles import Profile
 from flownlib.reward import reward_fine_tune
@@ -199,6 +203,33 @@ def compare(model: Classifier, methods: dict[str, Initialise], found: Data, seed
         rate = choose_learning_rate(model, initialise(found.validation), found.validation)
         curves[name] = Curve(adaptation_curve(model, initialise(found.test), found.test, rate, seed=seed), rate)
     return curves
+
+
+def _cached_curves(
+    stage: str, settings: Profile, seed: int, make: Callable[[], dict[str, Curve]], code: tuple = ()
+) -> dict[str, Curve]:
+    def build() -> Artifact:
+        curves = make()
+        rates = {name: curve.learning_rate for name, curve in curves.items()}
+        return Artifact({name: curve.accuracy for name, curve in curves.items()}, {"rates": rates})
+
+    stored = cached(f"ood-{stage}", {**settings.as_dict(), "seed": seed}, build, code=(*CODE, *code))
+    return {name: Curve(stored.tensors[name], rate) for name, rate in stored.meta["rates"].items()}
+
+
+def compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
+    """`compare` on every one of the `initialisations`."""
+    return _cached_curves(
+        "compared", settings, seed, lambda: compare(cnn_embed(), initialisations(settings, seed, found), found, seed)
+    )
+
+
+def latent_compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
+    """`compare` on every one of the `latent_initialisations`."""
+    code = (recipes, symmetry, encoders_base, encoders_vae, flow_module, flows, context_module)
+    return _cached_curves(
+        "latent", settings, seed, lambda: compare(cnn_small(), latent_initialisations(settings, seed), found, seed), code
+    )
 
 
 def reward_gains(settings: Profile, seed: int, flow: NetworkFlow, found: Data, chosen: list[int]) -> dict[str, Tensor]:
