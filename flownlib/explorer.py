@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
-from ipywidgets import HTML, Dropdown, HBox, IntSlider, Layout, Output, VBox
-from IPython.display import display
+from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -114,12 +114,20 @@ def _draw_predictions(fig: Figure, recording: Recording, stop: int, network: int
     bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as an image, after which it is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 class Explorer:
     """Sliders over recordings. `controls` holds the widgets by name, so that a test can move them without a browser."""
 
     def __init__(self, recordings: dict[str, Recording]) -> None:
         first = next(iter(recordings.values()))
-        self.recordings, self.output = recordings, Output(layout=Layout(height="470px"))
+        self.recordings, self.image = recordings, Image(format="png", width=880, height=416)
         self.controls = {
             "task": Dropdown(options=list(recordings), description="task"),
             "stop": IntSlider(0, 0, len(first.t) - 1, description="flow time", continuous_update=False),
@@ -131,12 +139,8 @@ class Explorer:
 
     def _redraw(self, _change: object = None) -> None:
         chosen = {name: control.value for name, control in self.controls.items()}
-        figure = draw(self.recordings[chosen["task"]], chosen["stop"], chosen["network"])
-        self.output.clear_output(wait=True)
-        with self.output:
-            display(figure)
-        plt.close(figure)
+        self.image.value = png(draw(self.recordings[chosen["task"]], chosen["stop"], chosen["network"]))
 
     def show(self) -> VBox:
         """The explorer as one widget."""
-        return VBox([HTML("Use the sliders, or the arrow keys."), HBox(list(self.controls.values())), self.output])
+        return VBox([HTML("Use the sliders, or the arrow keys."), HBox(list(self.controls.values())), self.image])
