@@ -119,7 +119,7 @@ def paired_gains(gains: Mapping[str, Sequence[tuple[str, Interval]]], xlabel: st
         gains: method → (row name, interval); a row whose name starts with "all" is drawn bold.
     """
     height = max(len(rows) for rows in gains.values())
-    fig, axes = plt.subplots(1, len(gains), figsize=(9.5, 0.36 * height + 1), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(gains), figsize=(9.5, 0.36 * height + 1), sharex=True, sharey=True, squeeze=False)
     for ax, (method, rows) in zip(axes[0], gains.items(), strict=True):
         for place, (name, interval) in enumerate(rows):
             _interval(ax, place, interval, METHODS[method][1], bold=name.startswith("all"))
