@@ -41,7 +41,7 @@ def supports(episodes: Episodes, places: Sequence[int], shown: int = 2) -> Figur
     fig, axes = plt.subplots(len(places), 1, figsize=(9.5, 0.68 * len(places)))
     for ax, place in zip(np.atleast_1d(axes), places, strict=True):
         images = episodes.support_x[place].unflatten(0, (episodes.way, -1))[:, :shown, 0].flatten(0, 1)
-        ax.imshow(torch.cat(list(images), dim=1), cmap="gray_r")
+        ax.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r")
         ax.set(xticks=[], yticks=[])
         ax.set_ylabel(episodes.names[place].replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=9)
         ax.spines[:].set_visible(False)
@@ -53,7 +53,7 @@ def glyph_wall(pool: Tensor, columns: int = 32, rows: int = 6) -> Figure:
     chosen = torch.linspace(0, len(pool) - 1, min(columns * rows, len(pool) // columns * columns or len(pool))).long()
     images = pool[chosen, 0, 0].unflatten(0, (-1, min(columns, len(chosen))))
     fig, ax = plt.subplots(figsize=(9.5, 0.3 * len(images) + 0.1))
-    ax.imshow(torch.cat([torch.cat(list(row), dim=1) for row in images]), cmap="gray_r")
+    ax.imshow(torch.cat([torch.cat(list(row), dim=1) for row in images]).numpy(), cmap="gray_r")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return fig
@@ -78,7 +78,7 @@ def head_tokens(raw: Tensor, tokens: Tensor, base: Tensor) -> Figure:
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.5), sharey=True)
     for ax, title, image in zip(axes, titles, (raw, tokens, tokens - base), strict=True):
         limit = float(image.abs().quantile(0.99))
-        shown = ax.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        shown = ax.imshow(image.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         ax.set(title=title, xlabel="feature (last: bias)")
         fig.colorbar(shown, ax=ax, fraction=0.05)
     axes[0].set_ylabel("class")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from flownlib import figures_ood, studies_ood
 from flownlib.adaptation import (
+    EPOCHS,
     centroid_networks,
     fine_tune,
     logistic_head,
@@ -19,7 +22,9 @@ from flownlib.classifiers import cnn_embed
 from flownlib.episodes import Episodes, alphabet_episodes, draw_episodes, episodes_of
 from flownlib.generators.gauge import class_means
 from flownlib.generators.network_tokens import network_flow
+from flownlib.recipes_ood import Curve
 from flownlib.reward import reward_fine_tune, split_support
+from flownlib.statistics import mean_interval
 from flownlib.tasks import Split, SplitSizes, load_task
 from flownlib.training import Training, minibatch_orders, train_one
 
@@ -161,3 +166,39 @@ def test_bodies_zoo_and_reward_run_from_images_to_networks():
     tuned = reward_fine_tune(flow, support, steps=2, seed=0, splits=2)
     assert all(torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(before, tuned.parameters(), strict=True))
+
+
+def named_episodes() -> Episodes:
+    """Three episodes: two draws of an alphabet, one of real digits."""
+    e = some_episodes()
+    names = ("lao", "lao", "digits_handwritten")
+    return Episodes(e.support_x, e.support_y, e.query_x, e.query_y, e.classes, names)
+
+
+def test_study_records_pair_each_method_with_the_rival_episode_by_episode():
+    rival, other = torch.rand(len(EPOCHS), 3), torch.rand(len(EPOCHS), 3)
+    curves = {studies_ood.RIVAL: Curve(rival, 1e-3), "kaiming": Curve(other, 1e-2)}
+    records = studies_ood.curve_records(curves, named_episodes(), images=50)
+    gain = {"distance": "held_out_alphabet", "images": 50, "epoch": 0, "over": studies_ood.RIVAL}
+    found = [r for r in records if r["method"] == "kaiming" and r["setting"] == gain]
+    assert len(found) == 1 and found[0]["values"] == pytest.approx((other - rival)[0, :2].tolist())
+    by_task = studies_ood.task_records(curves, named_episodes(), images=50)
+    far = [r for r in by_task if r["setting"]["task"] == "digits_handwritten" and r["quantity"] == "test_accuracy"]
+    assert [r["values"] for r in far] == [[pytest.approx(rival[0, 2].item())], [pytest.approx(other[0, 2].item())]]
+
+
+def test_figures_draw_one_panel_for_each_thing_asked():
+    episodes, accuracy = named_episodes(), {"kaiming": torch.rand(6, 3), "class_tokens": torch.rand(6, 3)}
+    gain = mean_interval([0.1, 0.2, 0.15])
+    record = {"method": "kaiming", "value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    drawn = {
+        figures_ood.supports(episodes, [0, 2]): 2,
+        figures_ood.adaptation_curves(accuracy, EPOCHS, {"near": [0, 1], "far": [0, 2]}): 2,
+        figures_ood.paired_gains({"class_tokens": [("lao", gain), ("all alphabets", gain)]}, "gain"): 1,
+        figures_ood.rewards({"before": torch.rand(3), "held_out": torch.rand(3), "same": torch.rand(3)}, episodes.names): 2,
+        figures_ood.losses({"flow": [3.0, 2.0, 1.0]}): 1,
+        figures_ood.study_bars([record], "study"): 1,
+        figures_ood.glyph_wall(torch.rand(40, 2, 1, 28, 28)): 1,
+    }
+    assert all(len(figure.axes) == panels for figure, panels in drawn.items())
+    plt.close("all")
