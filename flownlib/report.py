@@ -1,0 +1,179 @@
+"""The README's results, rendered from the committed results files and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flownlib.artifacts import project_root
+from flownlib.results import read
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: which study's file, which records make its columns, and what names a row; `live` is the notebook's file.
+
+    A condition maps "quantity", "method" or the name of a setting to the value that it has to have, or to None where
+    the setting has to be absent.
+    """
+
+    title: str
+    source: str
+    live: str
+    columns: dict[str, dict[str, Any]]
+    rows: str = "method"
+
+    def render(self, records: list[Record]) -> str:
+        """Markdown with one row for each value of `rows`, in the file's order; an empty cell where nothing was measured.
+
+        Raises:
+            ValueError: if two records answer for the same cell.
+        """
+        cells: dict[str, dict[str, Record]] = {}
+        for record in records:
+            for heading, condition in self.columns.items():
+                name = facts(record).get(self.rows)
+                if name is None or not matches(record, condition):
+                    continue
+                row = cells.setdefault(str(name), {})
+                if heading in row:
+                    raise ValueError(f"table {self.title!r}: two records for {name!r}, {heading!r}; narrow its conditions")
+                row[heading] = record
+        lines = [[self.rows, *self.columns, "n"], ["---", *["---:"] * (len(self.columns) + 1)]]
+        lines += [
+            [f"`{name}`", *[show(row.get(heading)) for heading in self.columns], units(row)] for name, row in cells.items()
+        ]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def facts(record: Record) -> dict[str, Any]:
+    """Everything a condition can ask about a record."""
+    return {**record["setting"], "quantity": record["quantity"], "method": record["method"]}
+
+
+def matches(record: Record, condition: Mapping[str, Any]) -> bool:
+    """Whether the record has every value of the condition."""
+    known = facts(record)
+    return all(known.get(name) == value for name, value in condition.items())
+
+
+def show(record: Record | None) -> str:
+    """ "0.912 [0.905, 0.919]", or nothing."""
+    return "" if record is None else f"{record['value']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
+
+
+def units(row: Mapping[str, Record]) -> str:
+    """How many independent units are behind a row's intervals, such as "3" or "3–12"."""
+    counts = sorted({record["n"] for record in row.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+
+
+def _generation() -> dict[str, dict[str, Any]]:
+    names = {
+        "mean accuracy": "test_accuracy_mean",
+        "best by validation": "test_accuracy_best_by_validation",
+        "spread": "spread",
+        "offset": "offset",
+        "nearest training distance": "nearest_training_distance",
+        "error overlap": "error_overlap",
+    }
+    return {heading: {"quantity": quantity} for heading, quantity in names.items()}
+
+
+def _initialisation(quantity: str) -> dict[str, dict[str, Any]]:
+    places = {"held-out alphabets": "held_out_alphabet", "real digits": "far"}
+    before_training = {"quantity": quantity, "epoch": 0, "task": None}
+    return {heading: {"distance": place, **before_training} for heading, place in places.items()}
+
+
+def _episodes(shot: int) -> dict[str, dict[str, Any]]:
+    domains = {"in domain": "in", "held-out alphabets": "ood", "real digits": "far"}
+    return {
+        heading: {"quantity": "test_accuracy", "domain": domain, "way": 5, "shot": shot} for heading, domain in domains.items()
+    }
+
+
+TABLES = [
+    Table(
+        "Accuracy of trained networks, by task",
+        "study_zoo",
+        "01_zoo_collection",
+        {"test accuracy": {"quantity": "test_accuracy", "method": "trained"}},
+        rows="task",
+    ),
+    Table(
+        "Held-out networks, encoded and decoded",
+        "study_reconstruction",
+        "02_vae_training",
+        {"mean accuracy": {"quantity": "test_accuracy_mean"}, "gain": {"quantity": "accuracy_gain"}, "R²": {"quantity": "r2"}},
+    ),
+    Table("Generated networks beside every null", "study_generation", "03_flow_matching", _generation()),
+    Table(
+        "Networks for unseen tasks, before any training step",
+        "study_ood",
+        "04_ood_finetuning",
+        _initialisation("test_accuracy"),
+    ),
+    Table(
+        "The same, minus prototypical body + centroid (paired)",
+        "study_ood",
+        "04_ood_finetuning",
+        _initialisation("accuracy_gain"),
+    ),
+    Table("Five classes, one example of each", "study_fewshot", "05_few_shot_evaluation", _episodes(1)),
+    Table("Five classes, five examples of each", "study_fewshot", "05_few_shot_evaluation", _episodes(5)),
+]
+
+
+def render(folder: Path | None = None) -> str:
+    """Markdown tables of the committed studies or, with a folder, of the notebooks' live runs in it; absent files are left out.
+
+    Raises:
+        ValueError: if a results file is damaged, or a committed one was made in the smoke profile.
+    """
+    committed = project_root() / "figures" / "results"
+    parts = ["Values with 95 % intervals; n is the number of independent units behind them."]
+    for table in TABLES:
+        name = table.live if folder else table.source
+        if not ((folder or committed) / f"{name}.json").is_file():
+            continue
+        found = read(name, folder or committed)
+        if not folder and found["profile"] == "smoke":
+            raise ValueError(f"{name}.json was made in the smoke profile, which proves nothing: make it again")
+        maker = f"notebook {name}" if folder else f"`python -m flownlib study {name.removeprefix('study_')}`"
+        parts += [f"**{table.title}** ({maker}, profile {found['profile']})", table.render(found["records"])]
+    return "\n\n".join(parts)
+
+
+def parts_of(text: str) -> tuple[str, str, str]:
+    """The README before, between and after the markers.
+
+    Raises:
+        ValueError: unless both markers are there once, in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README.md needs the lines {BEGIN} and {END} once, in this order")
+    before, rest = text.split(BEGIN)
+    between, after = rest.split(END)
+    return before, between, after
+
+
+def readme() -> Path:
+    """The README's path."""
+    return project_root() / "README.md"
+
+
+def in_sync() -> bool:
+    """Whether the README shows exactly what the results files say."""
+    return parts_of(readme().read_text())[1].strip() == render().strip()
+
+
+def update() -> None:
+    """Put the rendered tables between the README's markers."""
+    before, _, after = parts_of(readme().read_text())
+    readme().write_text(f"{before}{BEGIN}\n{render()}\n{END}{after}")
