@@ -44,6 +44,8 @@ def curve_records(curves: dict[str, recipes.Curve], episodes: Episodes, images: 
         for place, epoch in enumerate(EPOCHS):
             gain = curve.accuracy[place] - curves[RIVAL].accuracy[place]
             for quantity, values in (("test_accuracy", curve.accuracy[place]), ("accuracy_gain", gain)):
+                if quantity == "accuracy_gain" and method == RIVAL:
+                    continue
                 for distance, group in by_distance(values, episodes).items():
                     setting = {"distance": distance, "images": images, "epoch": epoch}
                     if quantity == "accuracy_gain":
@@ -58,6 +60,8 @@ def task_records(curves: dict[str, recipes.Curve], episodes: Episodes, images: i
     for method, curve in curves.items():
         gain = curve.accuracy[0] - curves[RIVAL].accuracy[0]
         for quantity, values in (("test_accuracy", curve.accuracy[0]), ("accuracy_gain", gain)):
+            if quantity == "accuracy_gain" and method == RIVAL:
+                continue
             for task, mean in by_task(values, episodes).items():
                 setting = {"distance": distance_of(task), "task": task, "images": images, "epoch": 0}
                 if quantity == "accuracy_gain":
@@ -78,6 +82,8 @@ def reward_records(settings: Profile, seed: int, found: recipes.Data, images: in
         accuracies = recipes.reward_gains(settings, seed, flow, found, chosen)
         for reward, values in accuracies.items():
             for quantity, numbers in (("test_accuracy", values), ("accuracy_gain", values - accuracies["before"])):
+                if quantity == "accuracy_gain" and reward == "before":
+                    continue
                 for distance, group in by_distance(numbers, episodes).items():
                     setting = {"distance": distance, "images": images, "reward": reward}
                     if quantity == "accuracy_gain":
