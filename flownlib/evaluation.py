@@ -35,6 +35,11 @@ def error_overlap(wrong_a: Tensor, wrong_b: Tensor) -> Tensor:
     return both / (a.sum(1)[:, None] + b.sum(1)[None] - both).clamp(min=1)
 
 
+def nearest_distance(x: Tensor, rows: Tensor) -> Tensor:
+    """Distance [n] from each x [n, p] to the nearest of the rows [m, p]; exact, so that a copy is at 0."""
+    return torch.cdist(x, rows, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+
+
 @dataclass(frozen=True)
 class Reference:
     """One task's zoo, against which samples are judged. Distances are between standardised canonical weights."""
@@ -53,7 +58,7 @@ class Reference:
         train, held_out = train.task(task.name), held_out.task(task.name)
         rows, held = space.encode(train.weights), space.encode(held_out.weights)
         radius = ((rows - rows.mean(0)).square().sum() / (len(rows) - 1)).sqrt()
-        distance = torch.cdist(held, rows).min(1).values.mean()
+        distance = nearest_distance(held, rows).mean()
         wrong = score(train.model, train.weights, task.test.x, task.test.y).wrong
         return cls(task, train, space, rows, wrong, float(radius), float(distance))
 
@@ -108,7 +113,7 @@ def judge(weights: Tensor, reference: Reference) -> Judgement:
     validation, test = (score(reference.zoo.model, weights, s.x, s.y) for s in (task.validation, task.test))
     spread = ((x - x.mean(0)).square().sum() / max(len(x) - 1, 1)).sqrt() / reference.radius
     offset = (x.mean(0) - reference.rows.mean(0)).norm() / reference.radius
-    nearest = torch.cdist(x, reference.rows).min(1).values / reference.held_out_distance
+    nearest = nearest_distance(x, reference.rows) / reference.held_out_distance
     overlap = error_overlap(test.wrong, reference.wrong).max(1).values
     return Judgement(validation, test, nearest, overlap, float(spread), float(offset))
 

@@ -26,7 +26,7 @@ class Table:
     source: str
     live: str
     columns: dict[str, dict[str, Any]]
-    rows: str = "method"
+    rows: tuple[str, ...] = ("method",)  # of these, what a record has
 
     def render(self, records: list[Record]) -> str:
         """Markdown with one row for each value of `rows`, in the file's order; an empty cell where nothing was measured.
@@ -37,16 +37,17 @@ class Table:
         cells: dict[str, dict[str, Record]] = {}
         for record in records:
             for heading, condition in self.columns.items():
-                name = facts(record).get(self.rows)
-                if name is None or not matches(record, condition):
+                known = facts(record)
+                name = ", ".join(f"`{known[part]}`" for part in self.rows if part in known)
+                if not name or not matches(record, condition):
                     continue
-                row = cells.setdefault(str(name), {})
+                row = cells.setdefault(name, {})
                 if heading in row:
-                    raise ValueError(f"table {self.title!r}: two records for {name!r}, {heading!r}; narrow its conditions")
+                    raise ValueError(f"table {self.title!r}: two records for {name}, {heading!r}; narrow its conditions")
                 row[heading] = record
-        lines = [[self.rows, *self.columns, "n"], ["---", *["---:"] * (len(self.columns) + 1)]]
+        lines = [[self.rows[0], *self.columns, "n"], ["---", *["---:"] * (len(self.columns) + 1)]]
         lines += [
-            [f"`{name}`", *[show(row.get(heading)) for heading in self.columns], units(row)] for name, row in cells.items()
+            [name, *[show(row.get(heading)) for heading in self.columns], units(row)] for name, row in cells.items()
         ]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -104,7 +105,7 @@ TABLES = [
         "study_zoo",
         "01_zoo_collection",
         {"test accuracy": {"quantity": "test_accuracy", "method": "trained"}},
-        rows="task",
+        rows=("task",),
     ),
     Table(
         "Held-out networks, encoded and decoded",
@@ -118,6 +119,7 @@ TABLES = [
         "study_ood",
         "04_ood_finetuning",
         _initialisation("test_accuracy"),
+        rows=("method", "classifier"),
     ),
     Table(
         "The same, minus prototypical body + centroid (paired)",

@@ -6,24 +6,40 @@ into intervals whose unit is the seed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tqdm.auto import tqdm
 
-from flownlib import artifacts, recipes, results, studies_fewshot, studies_ood
+import flownlib.zoo as zoo_module
+from flownlib import (
+    artifacts,
+    classifiers,
+    context,
+    encoders,
+    evaluation,
+    flow,
+    generators,
+    layout,
+    recipes,
+    results,
+    studies_fewshot,
+    studies_ood,
+    symmetry,
+    training,
+)
 from flownlib.artifacts import Artifact, cached
 from flownlib.encoders import WeightSpace, reconstruct
 from flownlib.evaluation import MEASURES, compare
 from flownlib.generators import FlowGenerator, Generator, all_nulls
 from flownlib.profiles import Profile, load
 from flownlib.statistics import mean_interval
-from flownlib.tasks import ALPHABETS, DIGITS
+from flownlib.tasks import ALPHABETS, DIGITS, glyphs
 from flownlib.zoo import collect
 
 Raw = list[dict]  # records {"quantity", "method", "setting", "values"}
@@ -91,14 +107,18 @@ class Study:
     run_seed: Callable[[int, Profile], Raw]
     about: str
     minutes: float
+    code: tuple[ModuleType, ...]  # the modules whose change makes the study's results old
 
 
+ZOO_CODE = (classifiers, layout, training, glyphs, zoo_module)
+VAE_CODE = (*ZOO_CODE, symmetry, encoders.base, encoders.vae)
+FLOW_CODE = (*VAE_CODE, context, flow, generators.base, generators.flows, generators.nulls, evaluation)
 STUDIES = {
-    "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3),
-    "reconstruction": Study(reconstruction, "held-out reconstruction of the VAE", 8),
-    "generation": Study(generation, "generated networks beside held-out ones and every null", 10),
-    "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15),
-    "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10),
+    "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3, ZOO_CODE),
+    "reconstruction": Study(reconstruction, "held-out reconstruction of the VAE", 8, VAE_CODE),
+    "generation": Study(generation, "generated networks beside held-out ones and every null", 10, FLOW_CODE),
+    "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
+    "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),
 }
 
 
@@ -114,16 +134,16 @@ def run(name: str, profile: str = "tutorial", seeds: int | None = None) -> Path:
     count = seeds or settings.study_seeds
     if count < 2:
         raise ValueError(f"a study needs at least two seeds for an interval, not {count}")
-    code_version = library_version()
+    code_version = artifacts.fingerprint(*STUDIES[name].code)
     by_seed = []
     for seed in tqdm(range(count), desc=f"study {name} (about {STUDIES[name].minutes:g} minutes in all)"):
-        key = {"settings": settings.as_dict(), "seed": seed, "library": code_version}
+        key = {"settings": settings.as_dict(), "seed": seed}
 
         def build(seed: int = seed) -> Artifact:
             records = STUDIES[name].run_seed(seed, settings)
             return Artifact({"values": torch.cat([torch.tensor(record["values"]) for record in records])}, {"records": records})
 
-        by_seed.append(cached(f"study-{name}", key, build).meta["records"])
+        by_seed.append(cached(f"study-{name}", key, build, code=STUDIES[name].code).meta["records"])
     extra = {"settings": settings.as_dict(), "code_version": code_version}
     return results.write(f"study_{name}", settings.profile, aggregate(by_seed), **extra)
 
@@ -140,12 +160,3 @@ def aggregate(by_seed: list[Raw]) -> list[dict]:
         results.record(quantity, method, json.loads(setting), mean_interval(values), seeds)
         for (quantity, method, setting), values in means.items()
     ]
-
-
-def library_version() -> str:
-    """A hash of the library's code, by which a result can be traced to what made it."""
-    folder = Path(artifacts.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -13,7 +13,7 @@ from flownlib.evaluation import MEASURES, compare, error_overlap, judge
 from flownlib.explorer import Explorer, draw, record
 from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator, Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
-
+from flownlib.studies import aggregate
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_explorer_redraws_without_a_browser(canonical, contexts, tasks, vae):
     for name, value in {"stop": 2, "network": 3, "task": list(recordings)[-1]}.items():
         before = explorer.image.value
         explorer.controls[name].value = value
-        assert explorer.image.value != before and explorer.image.value.startswith(b"\x89PNG")
+        assert explorer.image.value != before and bytes(explorer.image.value).startswith(b"\x89PNG")
 
 
 def test_studies_aggregate_seeds_as_units():

@@ -40,8 +40,6 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "greek": ((0x391, 0x3A9), (0x3B1, 0x3C9)),
     "cyrillic": ((0x410, 0x44F),),
     "armenian": ((0x531, 0x556), (0x561, 0x586)),
-    "latin_late": ("KLMNOPQRST", 1.0),
-    "greek_capital": ("ΓΔΘΛΞΠΣΦΨΩ", 1.0),
     "hebrew": ((0x5D0, 0x5EA),),
     "tifinagh": ((0x2D30, 0x2D65),),
     "syllabics": ((0x1401, 0x1676),),

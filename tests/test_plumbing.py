@@ -1,0 +1,301 @@
+"""The command line, the results files, the lists of requirements: what is refused, and what is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+import yaml
+
+from flownlib import __main__ as command_line
+from flownlib import doctor, notebooks, report, results, runs
+from flownlib.statistics import Interval, mean_interval
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMETERS = 'profile: str = "tutorial"  # comment\nseed: int = 0\nrate: float = 0.5\noverrides: dict = {}'
+
+
+def notebook(path: Path, *cells: str, parameters: str = PARAMETERS, tags: tuple[str, ...] = ("parameters",)) -> Path:
+    """A tiny notebook: a parameters cell, then the given code cells."""
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
+    made = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    nbformat.write(made, path)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error with which a command refuses (exit status 2)."""
+    assert command_line.main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1, "one sentence, and nothing has run"
+    return said.err
+
+
+def texts(path: Path) -> str:
+    """Everything that an executed notebook printed."""
+    return "".join(output.get("text", "") for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", []))
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLOWN_PROFILE", raising=False)
+    monkeypatch.delenv("FLOWN_RESULTS", raising=False)
+
+
+# what is refused before anything runs
+
+
+def test_unknown_notebook_is_refused(capsys) -> None:
+    assert "no notebook '99'" in refused(capsys, "run", "99")
+    assert "no notebook 'nowhere/00_start_here.ipynb'" in refused(capsys, "run", "nowhere/00_start_here.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--profile", "huge"], "no profile 'huge'"),
+        (["-p", "sead=1"], "no parameter 'sead'; it takes profile, seed"),
+        (["-p", "seed=one"], "'seed' takes a value of type int, not 'one'"),
+        (["-p", "seed=1.5"], "'seed' takes a value of type int"),
+        (["-p", "epochs=many"], "'epochs' takes a value of type int, not 'many'"),
+        (["-p", 'overrides={"epoch": 1}'], "no setting 'epoch'"),
+        (["-p", "seed"], "name=value"),
+        (["-p", "profile=smoke"], "--profile"),
+        (["--in-place", "-p", "seed=1"], "--in-place"),
+        (["--in-place", "--profile", "smoke"], "--in-place"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_sentence(tmp_path, capsys, arguments, words) -> None:
+    path = notebook(tmp_path / "10_fine.ipynb", "1")
+    assert words in refused(capsys, "run", str(path), "--output", str(tmp_path / "out"), *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tags"),
+    [("seed: int = 0", ()), ("seed = 0", ("parameters",)), ("seed: int = 1 + int(2)", ("parameters",)), ("import os", ("parameters",))],
+)
+def test_a_parameters_cell_holds_annotated_literals_only(tmp_path, capsys, parameters, tags) -> None:
+    path = notebook(tmp_path / "10_odd.ipynb", parameters=parameters, tags=tags)
+    assert "10_odd.ipynb" in refused(capsys, "run", str(path))
+
+
+def test_a_file_that_is_no_notebook_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "10_text.ipynb").write_text("not JSON")
+    assert "not a notebook" in refused(capsys, "run", str(tmp_path / "10_text.ipynb"))
+
+
+def test_unknown_study_is_refused(capsys) -> None:
+    assert "no study 'nothing'" in refused(capsys, "study", "nothing")
+
+
+def test_values_are_converted_to_the_annotated_type(tmp_path) -> None:
+    path = notebook(tmp_path / "10_fine.ipynb")
+    job = notebooks.prepare(path, "smoke", {"seed": "3", "rate": "1", "epochs": "2", "learning_rate": "1"})
+    overrides = {"epochs": 2, "learning_rate": 1.0}
+    assert job.parameters == {"profile": "smoke", "seed": 3, "rate": 1.0, "overrides": overrides}
+    assert isinstance(job.parameters["rate"], float)
+    assert notebooks.prepare(path, "tutorial", {}).parameters == {}, "defaults are not injected"
+
+
+# what happens when notebooks run
+
+
+def test_all_notebooks_are_attempted_and_the_run_is_red_once(tmp_path, capsys) -> None:
+    paths = [
+        notebook(tmp_path / "10_bad.ipynb", "x = 1", "raise KeyError('the reason')"),
+        notebook(tmp_path / "11_slow.ipynb", "import time; time.sleep(60)"),
+        notebook(tmp_path / "12_good.ipynb", "print(profile, seed, overrides)", "import os; print(os.environ['FLOWN_RESULTS'])"),
+    ]
+    out = tmp_path / "out"
+    arguments = ["--profile", "smoke", "-p", "seed=7", "-p", "epochs=2", "--timeout", "5", "--output", str(out)]
+    assert command_line.main(["run", *map(str, paths), *arguments]) == 1
+    said = capsys.readouterr()
+    assert "10_bad failed in code cell 3: KeyError: 'the reason'" in said.err
+    assert "11_slow failed in code cell 2: it ran longer than 5 s" in said.err
+    assert "✓ 12_good" in said.out and re.search(r"^in all +\d+\.\d +\d+\.\d GiB", said.out, re.MULTILINE)
+    assert texts(out / "12_good.ipynb") == f"smoke 7 {{'epochs': 2}}\n{out / 'figures'}\n"
+    assert all(cell.execution_count is None for cell in nbformat.read(paths[2], 4).cells), "the source stays as it was"
+
+
+def test_write_back_keeps_the_source_and_drops_what_a_run_leaves_behind(tmp_path) -> None:
+    path = notebook(tmp_path / "10_fine.ipynb", "import ipywidgets; ipywidgets.IntSlider()", "print('seen')")
+    assert command_line.main(["run", str(path), "--in-place", "--output", str(tmp_path / "out")]) == 0
+    made = nbformat.read(path, 4)
+    assert [cell.execution_count for cell in made.cells] == [1, 2, 3]
+    assert made.cells[1].outputs == [] and texts(path) == "seen\n"
+    assert set(made.metadata) == {"kernelspec", "flownlib"} and "papermill" not in str(made)
+    assert made.metadata.flownlib.source_sha256 == notebooks.source_hash(made)
+    made.cells[1].source += "\n2"
+    assert made.metadata.flownlib.source_sha256 != notebooks.source_hash(made)
+
+
+def test_outputs_that_name_this_machine_are_not_committed(tmp_path) -> None:
+    path = notebook(tmp_path / "10_path.ipynb", f"print({str(ROOT / 'x')!r})")
+    before = path.read_text()
+    assert command_line.main(["run", str(path), "--in-place", "--output", str(tmp_path / "out")]) == 1
+    assert path.read_text() == before
+
+
+def test_environment_variables_are_put_back(monkeypatch) -> None:
+    monkeypatch.setenv("FLOWN_PROFILE", "paper")
+    with runs.environment(FLOWN_PROFILE="smoke", FLOWN_RESULTS="x"):
+        assert runs.os.environ["FLOWN_PROFILE"] == "smoke"
+    assert runs.os.environ["FLOWN_PROFILE"] == "paper" and "FLOWN_RESULTS" not in runs.os.environ
+
+
+def test_doctor_finds_this_environment_fit_and_a_missing_package(monkeypatch, capsys) -> None:
+    assert command_line.main(["doctor"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("ready")
+    monkeypatch.setattr(doctor, "requirements", lambda: ["torch>=999", "no-such-package>=1"])
+    assert command_line.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "✗ torch" in said and "✗ no-such-package is missing" in said and "2 things to mend" in said
+
+
+def test_the_module_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "flownlib", "run", "99"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+# results
+
+
+def good() -> dict:
+    return results.record("test_accuracy", "zoo_held_out", {"zoo": "independent"}, Interval(0.9, 0.8, 0.95, 5), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantity": "niceness"},
+        {"method": "Flow!"},
+        {"setting": {"task": [1]}},
+        {"value": math.nan},
+        {"value": 0.99},
+        {"low": None, "high": None},
+        {"high": math.inf},
+        {"n": 0},
+        {"n": 2.0},
+        {"seeds": []},
+        {"remark": "more"},
+    ],
+)
+def test_a_record_outside_the_schema_is_refused(tmp_path, monkeypatch, change) -> None:
+    monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
+    with pytest.raises(ValueError, match="record"):
+        results.write("10_test", "tutorial", [good() | change])
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_one_unit_has_no_interval_to_report() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        results.record("test_accuracy", "soup", {}, mean_interval([0.5]), [0])
+
+
+def test_two_answers_to_one_question_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
+    with pytest.raises(ValueError, match="same setting"):
+        results.write("10_test", "tutorial", [good(), good()])
+
+
+def test_results_are_written_whole_and_read_back(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
+    path = results.write("study_test", "tutorial", [good()], settings={"epochs": 1}, code_version="abc")
+    assert path == tmp_path / "results" / "study_test.json" and [path] == list(path.parent.iterdir())
+    found = results.read("study_test", path.parent)
+    assert found["records"] == [good()] and found["notebook"] == "study_test" and found["code_version"] == "abc"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ValueError, match="not a results file"):
+        results.read("study_test", path.parent)
+    with pytest.raises(ValueError, match="flownlib study other"):
+        results.read("study_other", path.parent)
+
+
+def test_smoke_never_writes_where_committed_results_are() -> None:
+    assert results.results_folder("smoke") == ROOT / "build" / "smoke-figures"
+    assert results.results_folder("tutorial") == ROOT / "figures"
+
+
+def test_a_figure_is_the_same_bytes_twice(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
+    figure, axes = plt.subplots(figsize=(1, 1))
+    axes.plot([0, 1])
+    first, second = (results.save_figure(figure, f"10_test_{i}.png", "tutorial").read_bytes() for i in range(2))
+    plt.close(figure)
+    assert first == second and b"Software" not in first
+    with pytest.raises(ValueError, match=r"\.png"):
+        results.save_figure(figure, "../evil.svg", "tutorial")
+
+
+def test_committed_results_fit_the_schema() -> None:
+    found = {path.stem: results.read(path.stem) for path in sorted((ROOT / "figures" / "results").glob("*.json"))}
+    assert all(content["notebook"] == name and content["profile"] != "smoke" for name, content in found.items())
+
+
+# the README's tables
+
+
+def test_report_writes_what_the_check_then_accepts(tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "figures" / "results"
+    monkeypatch.setattr(report, "project_root", lambda: tmp_path)
+    monkeypatch.setenv("FLOWN_RESULTS", str(folder.parent))
+    results.write("study_zoo", "tutorial", [good() | {"method": "trained", "setting": {"task": "latin"}}])
+    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert command_line.main(["report", "--check"]) == 1
+    assert command_line.main(["report"]) == 0 and command_line.main(["report", "--check"]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "| `latin` | 0.900 [0.800, 0.950] | 5 |" in text and text.startswith("before") and text.endswith("after\n")
+    assert "old" not in text
+
+
+def test_report_refuses_a_readme_without_markers_and_smoke_results(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(report, "project_root", lambda: tmp_path)
+    (tmp_path / "README.md").write_text("nothing here")
+    assert "results:begin" in refused(capsys, "report")
+    monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path / "figures"))
+    results.write("study_zoo", "smoke", [good()])
+    (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}")
+    assert "smoke profile" in refused(capsys, "report")
+
+
+def test_a_table_refuses_two_records_for_one_cell() -> None:
+    table = report.Table("t", "study_zoo", "01", {"a": {"quantity": "test_accuracy"}})
+    with pytest.raises(ValueError, match="two records"):
+        table.render([good(), good() | {"setting": {"zoo": "shared"}}])
+    assert "0.900" in table.render([good()])
+
+
+# requirements
+
+
+def test_conda_and_pip_install_the_same_list() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
+    listed = [line for line in pip if not line.startswith("-")]
+    assert listed == project["dependencies"] + project["optional-dependencies"]["test"]
+    assert f"python{project['requires-python']}" in conda and "-c constraints.txt" in pip and "-e ." in pip
+
+
+def test_constraints_are_exact_cover_the_list_and_name_no_machine() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    pinned = {line.split("==")[0].lower() for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    assert {re.split(r"[<>=]", line)[0] for line in wanted} <= pinned
+
+
+def test_committed_json_is_plain() -> None:
+    for path in (ROOT / "figures" / "results").glob("*.json"):
+        json.loads(path.read_text(), parse_constant=lambda name, path=path: pytest.fail(f"{path.name} holds {name}"))
