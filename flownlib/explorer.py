@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
-from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox
+from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, ValueWidget, VBox
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -122,25 +123,36 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-class Explorer:
-    """Sliders over recordings. `controls` holds the widgets by name, so that a test can move them without a browser."""
+class Panel:
+    """A figure that follows its controls. It is shown as an image, which a notebook that runs headlessly can display too.
 
-    def __init__(self, recordings: dict[str, Recording]) -> None:
-        first = next(iter(recordings.values()))
-        self.recordings, self.image = recordings, Image(format="png", width=880, height=416)
-        self.controls = {
-            "task": Dropdown(options=list(recordings), description="task"),
-            "stop": IntSlider(0, 0, len(first.t) - 1, description="flow time", continuous_update=False),
-            "network": IntSlider(0, 0, first.points.shape[1] - 1, description="network", continuous_update=False),
-        }
-        for control in self.controls.values():
+    Args:
+        draw: makes the figure from the controls' values, given by name. width, height: of the image, in pixels.
+
+    `controls` holds the widgets by name, so that a test can move them without a browser.
+    """
+
+    def __init__(self, draw: Callable[..., Figure], controls: dict[str, ValueWidget], width: int, height: int) -> None:
+        self.draw, self.controls = draw, controls
+        self.image = Image(format="png", width=width, height=height)
+        for control in controls.values():
             control.observe(self._redraw, names="value")
         self._redraw()
 
     def _redraw(self, _change: object = None) -> None:
-        chosen = {name: control.value for name, control in self.controls.items()}
-        self.image.value = png(draw(self.recordings[chosen["task"]], chosen["stop"], chosen["network"]))
+        self.image.value = png(self.draw(**{name: control.value for name, control in self.controls.items()}))
 
     def show(self) -> VBox:
-        """The explorer as one widget."""
+        """The panel as one widget."""
         return VBox([HTML("Use the sliders, or the arrow keys."), HBox(list(self.controls.values())), self.image])
+
+
+def trajectory_explorer(recordings: dict[str, Recording]) -> Panel:
+    """Sliders over recorded trajectories: task, flow time, network."""
+    first = next(iter(recordings.values()))
+    controls = {
+        "task": Dropdown(options=list(recordings), description="task"),
+        "stop": IntSlider(0, 0, len(first.t) - 1, description="flow time", continuous_update=False),
+        "network": IntSlider(0, 0, first.points.shape[1] - 1, description="network", continuous_update=False),
+    }
+    return Panel(lambda task, stop, network: draw(recordings[task], stop, network), controls, 880, 416)

@@ -1,11 +1,15 @@
-"""Two habits of every training loop here: an averaged copy of the parameters, and a learning rate that comes down."""
+"""Habits of the training loops here: averaged parameters, a learning rate that comes down, and the plain loop itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -20,3 +24,28 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
     """Learning-rate factor: a linear warm-up, then half a cosine down to 1 %."""
     return min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def minimise(
+    loss: Callable[[], Tensor], model: nn.Module, steps: int, learning_rate: float, name: str, weight_decay: float = 1e-3
+) -> list[float]:
+    """Train a model's parameters in place with AdamW, gradient norms at most 1, and `warmup_cosine`.
+
+    Args:
+        loss: draws a batch and returns its loss, a scalar. name: what the progress bar says.
+
+    Returns:
+        The loss at every step.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
+    losses = []
+    for _ in tqdm(range(steps), desc=name, leave=False, disable=None):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(value.item())
+    return losses

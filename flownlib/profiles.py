@@ -52,6 +52,16 @@ class Profile:
     ood_validation_episodes: int = 24
     ood_test_images: int = 60  # for each class
     ood_reward_steps: int = 40
+    # heads for 5-way episodes (notebook 05)
+    fewshot_classes: int = 1000  # training characters at most; there are fewer
+    fewshot_images: int = 80  # for each of them
+    fewshot_backbone_classes: int = 240  # characters that the frozen image encoder was trained on
+    fewshot_backbone_steps: int = 1000
+    fewshot_heads: int = 1000  # many-shot heads that the flow imitates
+    fewshot_flow_steps: int = 600
+    fewshot_query_steps: int = 500
+    fewshot_caml_steps: int = 600
+    fewshot_episodes: int = 400  # for each domain
     # the plane of two weights (notebook 00)
     plane_networks: int = 400  # trained for each task
     plane_flow_steps: int = 1500  # on the whole plane, a third of it on the folded one
@@ -94,6 +104,15 @@ PROFILES: dict[str, Profile] = {
         ood_validation_episodes=2,
         ood_test_images=10,
         ood_reward_steps=3,
+        fewshot_classes=60,
+        fewshot_images=56,
+        fewshot_backbone_classes=20,
+        fewshot_backbone_steps=20,
+        fewshot_heads=30,
+        fewshot_flow_steps=10,
+        fewshot_query_steps=10,
+        fewshot_caml_steps=10,
+        fewshot_episodes=20,
         plane_networks=60,
         plane_flow_steps=60,
         plane_repeats=3,
@@ -122,6 +141,13 @@ PROFILES: dict[str, Profile] = {
         ood_query_steps=20000,
         ood_draws=50,
         ood_validation_episodes=100,
+        fewshot_images=400,
+        fewshot_backbone_steps=20000,
+        fewshot_heads=20000,
+        fewshot_flow_steps=20000,
+        fewshot_query_steps=10000,
+        fewshot_caml_steps=10000,
+        fewshot_episodes=2000,
     ),
 }
 

@@ -10,7 +10,7 @@ from flownlib.artifacts import load_artifact, save_artifact
 from flownlib.encoders import PCA, VAE, Standardiser, VAESettings, WeightSpace, reconstruct, train_vae
 from flownlib.encoders.vae import behaviour_distance
 from flownlib.evaluation import MEASURES, compare, error_overlap, judge
-from flownlib.explorer import Explorer, draw, record
+from flownlib.explorer import draw, record, trajectory_explorer
 from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator, Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
 from flownlib.studies import aggregate
@@ -159,7 +159,7 @@ def test_explorer_redraws_without_a_browser(canonical, contexts, tasks, vae):
     first = next(iter(recordings.values()))
     assert first.accuracy.shape == (4, 4) and torch.allclose(first.probabilities.sum(-1), torch.ones(4, 4, 6))
     assert len(draw(first, 1, 2).axes) == 6
-    explorer = Explorer(recordings)
+    explorer = trajectory_explorer(recordings)
     for name, value in {"stop": 2, "network": 3, "task": list(recordings)[-1]}.items():
         before = explorer.image.value
         explorer.controls[name].value = value
