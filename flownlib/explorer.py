@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flownlib.classifiers import Classifier, score
-from flownlib.figures import GREY, INK, PALETTE
+from flownlib.figures import GREY, INK, PALETTE, free_figure
 from flownlib.generators import FlowGenerator
 from flownlib.tasks import Task
 
@@ -60,7 +60,7 @@ def record(
 
 def draw(recording: Recording, stop: int, network: int) -> Figure:
     """One moment of one network: its place among all trajectories, its filters, its accuracy so far, its predictions."""
-    fig = plt.figure(figsize=(11, 5.2), layout="none")  # fixed places: a layout engine would take most of the redraw
+    fig = free_figure(11, 5.2)
     _draw_paths(fig, recording, stop, network)
     _draw_filters(fig, recording.filters[stop, network])
     _draw_accuracy(fig.add_axes((0.55, 0.50, 0.43, 0.20)), recording, stop, network)

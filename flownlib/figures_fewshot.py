@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from ipywidgets import Dropdown, IntSlider, ToggleButtons
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from flownlib.episodes import Episodes
 from flownlib.explorer import Panel
 from flownlib.fewshot import Method, accuracy, fewer
-from flownlib.figures import GREY, INK, PALETTE
+from flownlib.figures import GREY, INK, PALETTE, free_figure, glyphs
 from flownlib.figures_ood import losses as losses_side_by_side
 from flownlib.statistics import Interval, mean_interval
 
@@ -35,19 +35,12 @@ METHODS = {
 DOMAINS = {"in": "new characters, known scripts", "ood": "held-out alphabets", "far": "real handwriting"}
 
 
-def strip(ax: Axes, images: Tensor) -> None:
-    """Images [rows, columns, h, w] as one picture without axes."""
-    ax.imshow(torch.cat([torch.cat(list(row), dim=1) for row in images]).numpy(), cmap="gray_r")
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-
-
 def episodes(shown: Mapping[str, Episodes]) -> Figure:
     """The first of some episodes of images: support on the left, queries on the right, a class a row."""
-    fig, axes = plt.subplots(len(shown), 2, figsize=(8.5, 2.1 * len(shown)), width_ratios=[5, 6])
+    fig, axes = plt.subplots(len(shown), 2, figsize=(5.6, 2.1 * len(shown)), width_ratios=[5, 6])
     for (left, right), (name, found) in zip(np.atleast_2d(axes), shown.items(), strict=True):
         for ax, images in ((left, found.support_x), (right, found.query_x)):
-            strip(ax, images[0, :, 0].unflatten(0, (found.way, -1)))
+            glyphs(ax, images[0, :, 0].unflatten(0, (found.way, -1)))
         left.set_ylabel(DOMAINS[name], fontsize=10)
     axes = np.atleast_2d(axes)
     axes[0, 0].set_title("support: labelled")
@@ -108,15 +101,15 @@ def _dots(ax: Axes, intervals: Mapping[str, Interval]) -> None:
 
 def comparison(intervals: Mapping[tuple[str, str, int], Interval], shots: Sequence[int], xlabel: str = "test accuracy") -> Figure:
     """An interval for each (method, domain, shot): a row of panels a shot, a column a domain."""
-    fig, axes = plt.subplots(len(shots), len(DOMAINS), figsize=(10, 3.1 * len(shots)), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(len(shots), len(DOMAINS), figsize=(10, 3.3 * len(shots)), sharey=True, squeeze=False)
     for row, shot in zip(axes, shots, strict=True):
         for ax, (domain, title) in zip(row, DOMAINS.items(), strict=True):
             _dots(ax, {m: one for (m, d, k), one in intervals.items() if (d, k) == (domain, shot)})
-            ax.set_title(f"{title}, {shot} shot", fontsize=10)
+            ax.set_title(f"{title}\n{shot} image{'s' if shot > 1 else ''} a class", fontsize=10)
+            ax.xaxis.set_major_locator(MaxNLocator(4))
             if "gain" in xlabel:
                 ax.axvline(0, color=INK, lw=1)
-    for ax in axes[-1]:
-        ax.set_xlabel(xlabel)
+    fig.supxlabel(xlabel, fontsize=11)
     axes[0, 0].invert_yaxis()
     return fig
 
@@ -127,12 +120,12 @@ def predictions(seen: Episodes, known: Episodes, methods: Mapping[str, Method], 
     Args:
         seen, known: the same single episode as images and as features.
     """
-    fig = plt.figure(figsize=(11, 4.4), layout="none")
+    fig = free_figure(11, 4.4)
     logits = {name: method(known) for name, method in methods.items()}
     support, queries = (x[0, :, 0].unflatten(0, (seen.way, -1)) for x in (seen.support_x, seen.query_x))
     left, middle = fig.add_axes((0.01, 0.05, 0.26, 0.83)), fig.add_axes((0.28, 0.05, 0.32, 0.83))
-    strip(left, support)
-    strip(middle, queries)
+    glyphs(left, support)
+    glyphs(middle, queries)
     left.set_title("support", fontsize=10)
     middle.set_title(f"queries as labelled by {METHODS[chosen][0]}", fontsize=10)
     right = (logits[chosen].argmax(-1) == known.query_y)[0].unflatten(0, (seen.way, -1))

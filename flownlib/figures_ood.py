@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flownlib.episodes import Episodes
-from flownlib.figures import GREY, INK, PALETTE
+from flownlib.figures import GREY, INK, PALETTE, glyphs
 from flownlib.statistics import Interval, mean_interval
 
 # name: (label, colour, line style)
@@ -41,10 +41,8 @@ def supports(episodes: Episodes, places: Sequence[int], shown: int = 2) -> Figur
     fig, axes = plt.subplots(len(places), 1, figsize=(9.5, 0.68 * len(places)))
     for ax, place in zip(np.atleast_1d(axes), places, strict=True):
         images = episodes.support_x[place].unflatten(0, (episodes.way, -1))[:, :shown, 0].flatten(0, 1)
-        ax.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r")
-        ax.set(xticks=[], yticks=[])
+        glyphs(ax, images[None])
         ax.set_ylabel(episodes.names[place].replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=9)
-        ax.spines[:].set_visible(False)
     return fig
 
 
@@ -53,9 +51,7 @@ def glyph_wall(pool: Tensor, columns: int = 32, rows: int = 6) -> Figure:
     chosen = torch.linspace(0, len(pool) - 1, min(columns * rows, len(pool) // columns * columns or len(pool))).long()
     images = pool[chosen, 0, 0].unflatten(0, (-1, min(columns, len(chosen))))
     fig, ax = plt.subplots(figsize=(9.5, 0.3 * len(images) + 0.1))
-    ax.imshow(torch.cat([torch.cat(list(row), dim=1) for row in images]).numpy(), cmap="gray_r")
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+    glyphs(ax, images)
     return fig
 
 

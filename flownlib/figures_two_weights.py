@@ -9,7 +9,6 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
-import PIL.Image
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -17,6 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from flownlib.pictures import smaller_png
 from flownlib.statistics import Interval
 from flownlib.two_weights import CHORDS, EXTENT, NOISE, Chord, PlaneZoo, copies, loss_surface, predict
 
@@ -109,10 +109,7 @@ def png(figure: Figure, colours: int = 48) -> Image:
     """The figure as a PNG with a palette: a quarter of the bytes, so that a notebook full of pictures stays small."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
-    small = PIL.Image.open(buffer).convert("RGB").quantize(colours, kmeans=1, dither=PIL.Image.Dither.NONE)
-    buffer = BytesIO()
-    small.save(buffer, format="png", optimize=True)
-    return Image(buffer.getvalue())
+    return Image(smaller_png(buffer.getvalue(), colours))
 
 
 @_styled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,8 +15,10 @@ import nbformat
 
 from flownlib import profiles
 from flownlib.artifacts import project_root
+from flownlib.pictures import smaller_png
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
+PICTURE = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -150,7 +153,7 @@ def source_hash(notebook: nbformat.NotebookNode) -> str:
 def write_back(path: Path, copy: Path) -> None:
     """Take the outputs of an executed copy into the notebook itself, with the hash of the code that made them.
 
-    Widgets are left out, since their state is not saved. Metadata stay as they were.
+    Widgets are left out, since their state is not saved; pictures get a palette. Metadata stay as they were.
 
     Raises:
         ValueError: if the notebook was edited during the run, or an output names this checkout's folder.
@@ -162,6 +165,8 @@ def write_back(path: Path, copy: Path) -> None:
     for cell, done in zip(*code, strict=True):
         cell.execution_count = done.execution_count
         cell.outputs = [output for output in done.outputs if WIDGET not in output.get("data", {})]
+        for data in (output.data for output in cell.outputs if PICTURE in output.get("data", {})):
+            data[PICTURE] = base64.b64encode(smaller_png(base64.b64decode(data[PICTURE]))).decode()
     if str(project_root()) in json.dumps([cell.outputs for cell in code[0]]):
         raise ValueError(f"an output of {path.name} names a folder of this machine, perhaps in a warning: see {copy}")
     notebook.metadata.pop("widgets", None)

@@ -6,6 +6,7 @@ with the environment variable FLOWN_RESULTS set to a folder, so that neither can
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from flownlib.artifacts import project_root
+from flownlib.pictures import smaller_png
 from flownlib.statistics import Interval
 
 # What can be reported, and the unit of its value. A new quantity is added here and nowhere else.
@@ -154,8 +156,10 @@ def save_figure(figure: Figure, filename: str, profile: str) -> Path:
         raise ValueError(f"a figure is named by a-z, 0-9 and _ and ends in .png, not {filename!r}")
     path = results_folder(profile) / filename
     path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
     # without "Software" the file does not change with matplotlib's version alone
-    figure.savefig(path, dpi=80, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
+    path.write_bytes(smaller_png(buffer.getvalue()))
     return path
 
 

@@ -1,0 +1,63 @@
+"""What the README says can be done, is done; the numbers that it shows are those of the files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flownlib import report, results
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_library_in_twenty_lines_runs(capsys) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(block, "README.md", "exec"), {})
+    assert "latent_flow" in capsys.readouterr().out
+
+
+def test_its_results_are_those_of_the_files() -> None:
+    assert report.in_sync(), "write them with: python -m flownlib report"
+
+
+def test_every_study_was_run_with_three_seeds_and_is_shown() -> None:
+    for name in ("zoo", "reconstruction", "generation", "ood", "fewshot"):
+        found = results.read(f"study_{name}")
+        assert found["profile"] == "tutorial" and f"study {name}`" in README
+        assert all(len(record["seeds"]) >= 3 and record["n"] >= 3 for record in found["records"])
+
+
+def test_its_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_its_make_commands_exist_and_ci_runs_them() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`make ([a-z]+)`", README)) <= targets >= {"tutorial", "test", "lab", "clean", "help"}
+    for script in (ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml"):
+        assert all(f"make {target}" in script.read_text() for target in ("test", "tutorial"))
+
+
+@pytest.mark.parametrize(
+    ("notebook", "study", "quantity", "method", "margin"),
+    [
+        ("01_zoo_collection", "zoo", "test_accuracy", "trained", 0.02),
+        ("02_vae_training", "reconstruction", "test_accuracy_mean", "vae", 0.02),
+        ("03_flow_matching", "generation", "test_accuracy_mean", "latent_flow", 0.02),
+        ("03_flow_matching", "generation", "spread", "latent_flow", 0.05),
+        ("05_few_shot_evaluation", "fewshot", "test_accuracy", "plda", 0.03),
+    ],
+)
+def test_a_live_run_agrees_with_the_study(notebook, study, quantity, method, margin) -> None:
+    def values(name: str) -> dict[str, float]:
+        found = [r for r in results.read(name)["records"] if (r["quantity"], r["method"]) == (quantity, method)]
+        ignored = {"networks"}
+        return {str({k: v for k, v in r["setting"].items() if k not in ignored}): r["value"] for r in found}
+
+    live, many = values(notebook), values(f"study_{study}")
+    shared = live.keys() & many.keys()
+    assert shared and all(abs(live[key] - many[key]) < margin for key in shared)
