@@ -50,9 +50,7 @@ class Classifier:
     def layer_names(self) -> tuple[str, ...]:
         """`conv1, conv2, …, fc1, fc2, …` in order of use."""
         convs = sum(isinstance(layer, Conv) for layer in self.layers)
-        return tuple(
-            f"conv{i + 1}" if isinstance(layer, Conv) else f"fc{i + 1 - convs}" for i, layer in enumerate(self.layers)
-        )
+        return tuple(f"conv{i + 1}" if isinstance(layer, Conv) else f"fc{i + 1 - convs}" for i, layer in enumerate(self.layers))
 
     @cached_property
     def layout(self) -> Layout:
@@ -142,7 +140,7 @@ class Classifier:
 
 
 def cnn_small(channels: int = 1, strided: bool = True) -> Classifier:
-    """The model-zoo CNN (Schürholt et al. 2022): 2,464 parameters on 28 × 28 × 1. Strides replace its max-pooling by default."""
+    """The model-zoo CNN (Schürholt et al. 2022): 2,464 parameters on 28 × 28 × 1. By default strides replace max-pooling."""
     stride, pool = (2, 1) if strided else (1, 2)
     layers = (
         Conv(channels, 8, 5, stride, pool=pool),
@@ -198,14 +196,14 @@ def classifier(name: str) -> Classifier:
 
 @torch.no_grad()
 def logits_of(model: Classifier, weights: Tensor, x: Tensor, group: int = 16, chunk: int = 50) -> Tensor:
-    """Logits [m, n, classes] of m networks on n shared images, in groups and chunks whose activations fit the processor's cache."""
+    """Logits [m, n, classes] of m networks on n shared images, in parts whose activations fit the processor's cache."""
     groups = [torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in weights.split(group)]
     return torch.cat(groups)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What m networks do on one split: accuracy [m], mean cross-entropy in nats [m], and which images are wrong, bool [m, n]."""
+    """What m networks do on one split: accuracy [m], mean cross-entropy in nats [m], which images are wrong, bool [m, n]."""
 
     accuracy: Tensor
     loss: Tensor

@@ -46,7 +46,9 @@ def set_mean_context(features: Tensor, labels: Tensor, num_classes: int) -> Tens
     """
     counts = torch.bincount(labels, minlength=num_classes)
     if len(counts) > num_classes or (counts == 0).any():
-        raise ValueError(f"a context needs support images of each of the {num_classes} classes, the counts are {counts.tolist()}")
+        raise ValueError(
+            f"a context needs support images of each of the {num_classes} classes, the counts are {counts.tolist()}"
+        )
     sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)
     return (sums.index_add(0, labels, features) / counts[:, None]).flatten()
 

@@ -42,9 +42,7 @@ class Episodes:
     def at(self, places: list[int]) -> Episodes:
         """Some of the episodes."""
         names = tuple(self.names[i] for i in places)
-        return Episodes(
-            self.support_x[places], self.support_y, self.query_x[places], self.query_y, self.classes[places], names
-        )
+        return Episodes(self.support_x[places], self.support_y, self.query_x[places], self.query_y, self.classes[places], names)
 
 
 def episodes_of(images: Tensor, classes: Tensor, shot: int, names: tuple[str, ...]) -> Episodes:
@@ -98,7 +96,7 @@ def alphabet_episodes(tasks: list[Task], draws: int, shot: int, queries: int, se
 
 @dataclass(frozen=True)
 class Characters:
-    """Pools of glyph images float32 [classes, k, 1, 28, 28]: characters to train on, and others of these scripts to choose by."""
+    """Pools of glyph images float32 [classes, k, 1, 28, 28]: characters to train on, and others to choose by."""
 
     train: Tensor
     validation: Tensor

@@ -74,7 +74,9 @@ def _draw_paths(fig: Figure, recording: Recording, stop: int, network: int) -> N
     lines = LineCollection(segments, cmap="viridis", lw=1.2, alpha=0.45, clim=(0, 1))
     lines.set_array(recording.accuracy[1:].flatten().numpy())
     ax.add_collection(lines)
-    dots = ax.scatter(*points[stop].T.numpy(), c=recording.accuracy[stop].numpy(), cmap="viridis", vmin=0, vmax=1, s=22, zorder=3)
+    dots = ax.scatter(
+        *points[stop].T.numpy(), c=recording.accuracy[stop].numpy(), cmap="viridis", vmin=0, vmax=1, s=22, zorder=3
+    )
     ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
     ax.autoscale()
     ax.set(title=f"{recording.task}, t = {recording.t[stop]:.2f}", xlabel="first latent axis", ylabel="second latent axis")

@@ -47,7 +47,7 @@ def free_figure(width: float, height: float) -> Figure:
 
 
 def glyphs(ax: Axes, images: Tensor) -> None:
-    """Images [rows, columns, h, w] as one picture without axes, in eight greys: noise would make the file five times as large."""
+    """Images [rows, columns, h, w] as one picture without axes, in eight greys: more would make a large file of noise."""
     picture = torch.cat([torch.cat(list(row), dim=1) for row in images]).numpy()
     ax.imshow(picture, cmap=plt.get_cmap("gray_r", 8), interpolation="nearest")
     ax.set(xticks=[], yticks=[])

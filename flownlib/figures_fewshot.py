@@ -51,10 +51,14 @@ def episodes(shown: Mapping[str, Episodes]) -> Figure:
 def label_vectors(labels: Tensor) -> Figure:
     """Label vectors [n, n], and the inner products between them."""
     fig, axes = plt.subplots(1, 2, figsize=(8, 3))
-    for ax, title, image in zip(axes, ("label vectors, one a row", "their inner products"), (labels, labels @ labels.T), strict=True):
+    for ax, title, image in zip(
+        axes, ("label vectors, one a row", "their inner products"), (labels, labels @ labels.T), strict=True
+    ):
         shown = ax.imshow(image.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
         for (row, column), value in np.ndenumerate(image.numpy()):
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if abs(value) > 0.6 else INK)
+            ax.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if abs(value) > 0.6 else INK
+            )
         ax.set(title=title, xticks=[], yticks=[])
     fig.colorbar(shown, ax=axes, fraction=0.03)
     return fig
@@ -62,7 +66,12 @@ def label_vectors(labels: Tensor) -> Figure:
 
 def losses(found: Mapping[str, Sequence[float]]) -> Figure:
     """Training losses by name."""
-    titles = {"imitation": "imitation (squared error)", "queried": "then queries", "queries_only": "queries only", "caml": "CAML"}
+    titles = {
+        "imitation": "imitation (squared error)",
+        "queried": "then queries",
+        "queries_only": "queries only",
+        "caml": "CAML",
+    }
     return losses_side_by_side({titles[name]: values for name, values in found.items()})
 
 
@@ -99,7 +108,9 @@ def _dots(ax: Axes, intervals: Mapping[str, Interval]) -> None:
     ax.grid(axis="x", color=GREY, alpha=0.3)
 
 
-def comparison(intervals: Mapping[tuple[str, str, int], Interval], shots: Sequence[int], xlabel: str = "test accuracy") -> Figure:
+def comparison(
+    intervals: Mapping[tuple[str, str, int], Interval], shots: Sequence[int], xlabel: str = "test accuracy"
+) -> Figure:
     """An interval for each (method, domain, shot): a row of panels a shot, a column a domain."""
     fig, axes = plt.subplots(len(shots), len(DOMAINS), figsize=(10, 3.3 * len(shots)), sharey=True, squeeze=False)
     for row, shot in zip(axes, shots, strict=True):

@@ -117,7 +117,9 @@ def latent_flow(settings: Profile, seed: int, progress: bool = False) -> FlowGen
     """FLoWN's conditional flow on the VAE's latents, fitted to the canonical training zoo."""
     zoo, tasks = canonical_zoo(settings, seed, progress), zoo_tasks(settings)
     contexts = support_contexts(image_features(tasks), tasks, settings.support_per_class, 32, seed)
-    generator = FlowGenerator(trained_vae(settings, seed, progress), width=settings.flow_width, training=flow_training(settings))
+    generator = FlowGenerator(
+        trained_vae(settings, seed, progress), width=settings.flow_width, training=flow_training(settings)
+    )
     return generator.fit(zoo.train, contexts, seed)
 
 

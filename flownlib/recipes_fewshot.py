@@ -51,7 +51,9 @@ def _built(stage: str, settings: Profile, seed: int, build: Callable[[], dict[st
     return cached(f"fewshot-{stage}", {**chosen, **extra, "seed": seed}, lambda: Artifact(build()), code=CODE).tensors
 
 
-def _trained(stage: str, settings: Profile, seed: int, model: nn.Module, train: Callable[[], list[float]], **extra: Any) -> list:
+def _trained(
+    stage: str, settings: Profile, seed: int, model: nn.Module, train: Callable[[], list[float]], **extra: Any
+) -> list:
     """Train a model in place, or load what an earlier call trained; returns the loss at every step."""
     stored = _built(stage, settings, seed, lambda: {"losses": torch.tensor(train()), **model.state_dict()}, **extra)
     losses = stored.pop("losses")
@@ -105,7 +107,13 @@ def data(settings: Profile, seed: int) -> Data:
         return draw_episodes(features[name], settings.fewshot_episodes, WAY, MANY, QUERIES, seeded(seed, 50 + number))
 
     test = {name: draw(name, number) for number, name in enumerate(DOMAINS)}
-    return Data(learning_pool(encoder, images["train"], settings.fewshot_backbone_classes), draw("validation", 9), test, features, images)
+    return Data(
+        learning_pool(encoder, images["train"], settings.fewshot_backbone_classes),
+        draw("validation", 9),
+        test,
+        features,
+        images,
+    )
 
 
 def shown_episodes(found: Data, domain: str, count: int, shot: int, seed: int) -> tuple[Episodes, Episodes]:
@@ -171,14 +179,15 @@ def trained(settings: Profile, seed: int, found: Data) -> Trained:
     flows = {name: new_flow(imitated, pool, seed) for name in ("imitating", "queried", "queries_only")}
 
     def imitate() -> list[float]:
-        return fit_flow_matching(
-            flows["imitating"], imitated.tokens, imitated.classes, pool, settings.fewshot_flow_steps, seed
-        )
+        return fit_flow_matching(flows["imitating"], imitated.tokens, imitated.classes, pool, settings.fewshot_flow_steps, seed)
 
     losses["imitation"] = _trained("imitating", settings, seed, flows["imitating"], imitate, weight_decay=decay)
     flows["queried"].load_state_dict(flows["imitating"].state_dict())
     # without imitation the query loss gets its steps as well: one of each takes about equally long
-    lengths = {"queried": settings.fewshot_query_steps, "queries_only": settings.fewshot_query_steps + settings.fewshot_flow_steps}
+    lengths = {
+        "queried": settings.fewshot_query_steps,
+        "queries_only": settings.fewshot_query_steps + settings.fewshot_flow_steps,
+    }
     for name, steps in lengths.items():
         losses[name] = _trained(
             name, settings, seed, flows[name], lambda: fit_queries(flows[name], pool, steps, seed), weight_decay=decay

@@ -46,9 +46,7 @@ class Table:
                     raise ValueError(f"table {self.title!r}: two records for {name}, {heading!r}; narrow its conditions")
                 row[heading] = record
         lines = [[self.rows[0], *self.columns, "n"], ["---", *["---:"] * (len(self.columns) + 1)]]
-        lines += [
-            [name, *[show(row.get(heading)) for heading in self.columns], units(row)] for name, row in cells.items()
-        ]
+        lines += [[name, *[show(row.get(heading)) for heading in self.columns], units(row)] for name, row in cells.items()]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

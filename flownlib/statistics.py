@@ -37,7 +37,9 @@ def mean_interval(values: Values) -> Interval:
     """
     x = np.asarray(values, dtype=float).ravel()
     if x.size == 0 or not np.isfinite(x).all():
-        raise ValueError(f"an interval needs finite values, got {x.size} of which {int((~np.isfinite(x)).sum())} are not finite")
+        raise ValueError(
+            f"an interval needs finite values, got {x.size} of which {int((~np.isfinite(x)).sum())} are not finite"
+        )
     if x.size == 1:
         return Interval(float(x[0]), -math.inf, math.inf, 1)
     half = stats.t.ppf(0.975, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size)

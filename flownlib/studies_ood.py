@@ -7,13 +7,13 @@ from collections import defaultdict
 from torch import Tensor
 
 from flownlib import recipes_ood as recipes
-from flownlib import reward
+from flownlib import reward as reward_module
 from flownlib.adaptation import EPOCHS
 from flownlib.classifiers import cnn_embed
 from flownlib.episodes import FAR, Episodes
 from flownlib.profiles import Profile
 
-CODE = (*recipes.CODE, recipes, reward)
+CODE = (*recipes.CODE, recipes, reward_module)
 RIVAL = "prototypical_centroid"
 DISTANCES = ("held_out_alphabet", "far")
 

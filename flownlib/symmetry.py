@@ -47,7 +47,11 @@ def balance(model: Classifier, weights: Tensor, rounds: int = 20) -> Tensor:
     tensors = {name: tensor.clone() for name, tensor in model.layout.views(weights).items()}
     for _ in range(rounds):
         for hidden in hidden_layers(model):
-            weight, bias, outgoing = tensors[f"{hidden.layer}.weight"], tensors[f"{hidden.layer}.bias"], hidden.outgoing(tensors)
+            weight, bias, outgoing = (
+                tensors[f"{hidden.layer}.weight"],
+                tensors[f"{hidden.layer}.bias"],
+                hidden.outgoing(tensors),
+            )
             into = (weight.flatten(2).square().sum(-1) + bias.square()).sqrt()
             out = outgoing.square().sum(dim=(1, 3)).sqrt()
             # s = sqrt(|out| / |in|); units that are dead on one side keep a finite scale

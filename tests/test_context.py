@@ -10,7 +10,9 @@ from flownlib.context import SupportEncoder, elmes, random_labels
 def test_elmes_is_a_regular_simplex(n):
     e = elmes(n, torch.float64)
     gram = torch.full((n, n), -1 / (n - 1), dtype=torch.float64).fill_diagonal_(1)
-    assert torch.allclose(e @ e.T, gram, atol=1e-12) and torch.allclose(e.sum(0), torch.zeros(n, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(e @ e.T, gram, atol=1e-12) and torch.allclose(
+        e.sum(0), torch.zeros(n, dtype=torch.float64), atol=1e-12
+    )
 
 
 def test_one_class_needs_no_label():

@@ -47,7 +47,9 @@ def test_plda_is_the_predictive_density_of_its_model(pool, episodes):
         density = multivariate_normal(mean.numpy(), (posterior + within).numpy())
         expected.append(torch.from_numpy(density.logpdf(query.numpy())))
     expected = torch.stack(expected, dim=1)
-    double = fewshot.Episodes(support[None] + plda.mean, one.support_y, query[None] + plda.mean, one.query_y, one.classes, one.names)
+    double = fewshot.Episodes(
+        support[None] + plda.mean, one.support_y, query[None] + plda.mean, one.query_y, one.classes, one.names
+    )
     found = plda.logits(double)[0]
     assert torch.allclose(found.log_softmax(-1), expected.log_softmax(-1), atol=1e-8)
 

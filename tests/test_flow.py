@@ -42,7 +42,9 @@ def test_loss_is_the_mean_squared_error_of_what_is_predicted(predicts):
     x_0, x_1, y, t = gaussian(5, 3), gaussian(5, 3, seed=1), gaussian(5, 2, seed=2), torch.rand(5, dtype=torch.float64)
     sample = StraightPath().sample(x_0, x_1, t)
     target = x_1 if predicts == "x_1" else x_1 - x_0
-    by_hand = sum(((model.predict(sample.x_t[i : i + 1], t[i : i + 1], y[i : i + 1]) - target[i]) ** 2).mean() for i in range(5)) / 5
+    by_hand = (
+        sum(((model.predict(sample.x_t[i : i + 1], t[i : i + 1], y[i : i + 1]) - target[i]) ** 2).mean() for i in range(5)) / 5
+    )
     assert torch.allclose(flow_matching_loss(model, sample, y), by_hand)
 
 
@@ -128,7 +130,9 @@ def test_a_trained_flow_has_its_targets_mean_and_covariance(predicts):
 
     torch.manual_seed(0)
     training = FlowTraining(steps=500, batch_size=256, learning_rate=3e-3, ema=0.99)
-    model, losses = train_flow(VelocityMLP(2, width=48, predicts=predicts), draw, training, torch.Generator().manual_seed(0), progress=False)
+    model, losses = train_flow(
+        VelocityMLP(2, width=48, predicts=predicts), draw, training, torch.Generator().manual_seed(0), progress=False
+    )
     with torch.no_grad():
         x = integrate(model, torch.randn(4000, 2, generator=torch.Generator().manual_seed(1)), method="midpoint", steps=12).x_1
     assert (x.mean(0) - mean).abs().max() < 0.15

@@ -100,7 +100,9 @@ def test_nulls_sample_what_they_say(generator, canonical, contexts, references):
     assert torch.equal(weights, generator.sample(64, y, torch.Generator().manual_seed(0)))
     judged = judge(weights, references[name])
     if isinstance(generator, (Retrieval, Noise)):
-        assert judged.nearest.mean() == pytest.approx(getattr(generator, "strength", 0) * 49.6 / references[name].held_out_distance, rel=0.05, abs=1e-3)
+        assert judged.nearest.mean() == pytest.approx(
+            getattr(generator, "strength", 0) * 49.6 / references[name].held_out_distance, rel=0.05, abs=1e-3
+        )
     if isinstance(generator, Retrieval):
         assert judged.overlap.min() == 1
     if isinstance(generator, Soup):

@@ -66,7 +66,15 @@ def test_code_cells_are_short_and_prose_is_long(code, prose) -> None:
 
 
 def test_it_says_what_it_is_for_and_what_did_not_work(prose) -> None:
-    for words in ("What you will learn", "How long", "What it needs", "What we saw", "What did not work", "Exercises", "Where next"):
+    for words in (
+        "What you will learn",
+        "How long",
+        "What it needs",
+        "What we saw",
+        "What did not work",
+        "Exercises",
+        "Where next",
+    ):
         assert words.lower() in prose.lower(), words
 
 

@@ -82,7 +82,12 @@ def test_a_bad_request_is_refused_in_one_sentence(tmp_path, capsys, arguments, w
 
 @pytest.mark.parametrize(
     ("parameters", "tags"),
-    [("seed: int = 0", ()), ("seed = 0", ("parameters",)), ("seed: int = 1 + int(2)", ("parameters",)), ("import os", ("parameters",))],
+    [
+        ("seed: int = 0", ()),
+        ("seed = 0", ("parameters",)),
+        ("seed: int = 1 + int(2)", ("parameters",)),
+        ("import os", ("parameters",)),
+    ],
 )
 def test_a_parameters_cell_holds_annotated_literals_only(tmp_path, capsys, parameters, tags) -> None:
     path = notebook(tmp_path / "10_odd.ipynb", parameters=parameters, tags=tags)
@@ -114,7 +119,9 @@ def test_all_notebooks_are_attempted_and_the_run_is_red_once(tmp_path, capsys) -
     paths = [
         notebook(tmp_path / "10_bad.ipynb", "x = 1", "raise KeyError('the reason')"),
         notebook(tmp_path / "11_slow.ipynb", "import time; time.sleep(60)"),
-        notebook(tmp_path / "12_good.ipynb", "print(profile, seed, overrides)", "import os; print(os.environ['FLOWN_RESULTS'])"),
+        notebook(
+            tmp_path / "12_good.ipynb", "print(profile, seed, overrides)", "import os; print(os.environ['FLOWN_RESULTS'])"
+        ),
     ]
     out = tmp_path / "out"
     arguments = ["--profile", "smoke", "-p", "seed=7", "-p", "epochs=2", "--timeout", "5", "--output", str(out)]
