@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from ipywidgets import Dropdown, IntSlider, ToggleButtons
+from ipywidgets import Dropdown, IntSlider
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -134,18 +134,18 @@ def predictions(seen: Episodes, known: Episodes, methods: Mapping[str, Method], 
     fig = free_figure(11, 4.4)
     logits = {name: method(known) for name, method in methods.items()}
     support, queries = (x[0, :, 0].unflatten(0, (seen.way, -1)) for x in (seen.support_x, seen.query_x))
-    left, middle = fig.add_axes((0.01, 0.05, 0.26, 0.83)), fig.add_axes((0.28, 0.05, 0.32, 0.83))
+    left, middle = fig.add_axes((0.0, 0.04, 0.24, 0.8)), fig.add_axes((0.25, 0.04, 0.33, 0.8))
     glyphs(left, support)
     glyphs(middle, queries)
     left.set_title("support", fontsize=10)
-    middle.set_title(f"queries as labelled by {METHODS[chosen][0]}", fontsize=10)
+    middle.set_title(f"queries, labelled by\n{METHODS[chosen][0]}", fontsize=10)
     right = (logits[chosen].argmax(-1) == known.query_y)[0].unflatten(0, (seen.way, -1))
     size = queries.shape[-1]
     for (row, column), good in np.ndenumerate(right.numpy()):
         colour = PALETTE[2] if good else PALETTE[1]
         place = (column * size + 0.5, row * size + 0.5)
         middle.add_patch(plt.Rectangle(place, size - 2, size - 2, fill=False, ec=colour, lw=2.5))
-    ax = fig.add_axes((0.80, 0.12, 0.18, 0.76))
+    ax = fig.add_axes((0.83, 0.12, 0.16, 0.72))
     for place, (name, values) in enumerate(logits.items()):
         ax.barh(place, accuracy(values, known).item(), color=METHODS[name][1], alpha=1 if name == chosen else 0.5)
     ax.set_yticks(range(len(logits)), [METHODS[name][0] for name in logits], fontsize=9)
@@ -169,9 +169,8 @@ def episode_panel(pairs: Mapping[str, tuple[Episodes, Episodes]], methods: Mappi
 
     controls = {
         "domain": Dropdown(options=[(DOMAINS[name], name) for name in pairs], description="domain"),
-        "shot": ToggleButtons(options=list(shots), description="shot"),
+        "shot": Dropdown(options=list(shots), description="images"),
         "episode": IntSlider(0, 0, count - 1, description="episode", continuous_update=False),
         "method": Dropdown(options=[(METHODS[name][0], name) for name in methods], description="labels by"),
     }
-    controls["shot"].style.button_width = "3em"
     return Panel(draw, controls, 880, 352)

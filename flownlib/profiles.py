@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 
+ENCODERS = ("vae", "pca", "weights")
+
+
 @dataclass(frozen=True)
 class Profile:
     """Flat settings; the defaults are the tutorial's."""
@@ -34,6 +37,7 @@ class Profile:
     vae_width: int = 512
     vae_steps: int = 1200
     # flow (notebook 03)
+    encoder: str = "vae"  # whose latents the flow lives in: one of ENCODERS
     flow_width: int = 256
     flow_steps: int = 800
     flow_batch: int = 128
@@ -159,7 +163,7 @@ def load(profile: str = "tutorial", overrides: Mapping[str, Any] | None = None) 
     can be re-run small without being edited.
 
     Raises:
-        ValueError: for an unknown profile or setting, or a value of the wrong type.
+        ValueError: for an unknown profile, setting or encoder, or a value of the wrong type.
     """
     profile = os.environ.get("FLOWN_PROFILE") or profile
     if profile not in PROFILES:
@@ -174,4 +178,6 @@ def load(profile: str = "tutorial", overrides: Mapping[str, Any] | None = None) 
         if type(value) is not kinds[name]:
             raise ValueError(f"setting {name!r} takes {kinds[name].__name__}, not {value!r}")
         checked[name] = value
+    if checked.get("encoder", ENCODERS[0]) not in ENCODERS:
+        raise ValueError(f"there is no encoder {checked['encoder']!r}; choose one of {', '.join(ENCODERS)}")
     return replace(settings, **checked)

@@ -16,7 +16,7 @@ import flownlib.encoders.vae as encoders_vae
 from flownlib import symmetry
 from flownlib.artifacts import Artifact, cached
 from flownlib.context import PCAFeatures, set_mean_context
-from flownlib.encoders import VAE, VAESettings, WeightSpace, train_vae
+from flownlib.encoders import PCA, VAE, Encoder, VAESettings, WeightSpace, train_vae
 from flownlib.evaluation import Reference
 from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator
@@ -91,6 +91,14 @@ def trained_vae(settings: Profile, seed: int, progress: bool = True) -> VAE:
     return VAE.from_artifact(cached("vae", key, build, code=(symmetry, encoders_base, encoders_vae)))
 
 
+def encoder(settings: Profile, seed: int, progress: bool = True) -> Encoder:
+    """The encoder that the settings name, fitted to the canonical zoo's training networks."""
+    if settings.encoder == "vae":
+        return trained_vae(settings, seed, progress)
+    zoo = canonical_zoo(settings, seed, progress).train
+    return PCA.fit(zoo, min(settings.latent_dim, len(zoo) - 1)) if settings.encoder == "pca" else WeightSpace.fit(zoo)
+
+
 def image_features(tasks: Mapping[str, Task], dim: int = 16) -> PCAFeatures:
     """Frozen principal-component features of the tasks' training images."""
     return PCAFeatures(dim).fit(torch.cat([task.train.x for task in tasks.values()]))
@@ -114,12 +122,10 @@ def flow_training(settings: Profile) -> FlowTraining:
 
 
 def latent_flow(settings: Profile, seed: int, progress: bool = False) -> FlowGenerator:
-    """FLoWN's conditional flow on the VAE's latents, fitted to the canonical training zoo."""
+    """FLoWN's conditional flow on the encoder's latents, fitted to the canonical training zoo."""
     zoo, tasks = canonical_zoo(settings, seed, progress), zoo_tasks(settings)
     contexts = support_contexts(image_features(tasks), tasks, settings.support_per_class, 32, seed)
-    generator = FlowGenerator(
-        trained_vae(settings, seed, progress), width=settings.flow_width, training=flow_training(settings)
-    )
+    generator = FlowGenerator(encoder(settings, seed, progress), width=settings.flow_width, training=flow_training(settings))
     return generator.fit(zoo.train, contexts, seed)
 
 

@@ -118,6 +118,7 @@ def execute(job: Job, output: Path, timeout: int = CELL_TIMEOUT) -> Outcome:
                 progress_bar=bar,
                 execution_timeout=timeout,
                 config=config,
+                extra_arguments=["--log-level=CRITICAL"],  # else the interrupt that ends a kernel looks like an error
             )
         except PapermillExecutionError as failure:
             error = f"{failure.ename}: {failure.evalue}"

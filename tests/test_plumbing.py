@@ -68,6 +68,7 @@ def test_unknown_notebook_is_refused(capsys) -> None:
         (["-p", "seed=1.5"], "'seed' takes a value of type int"),
         (["-p", "epochs=many"], "'epochs' takes a value of type int, not 'many'"),
         (["-p", 'overrides={"epoch": 1}'], "no setting 'epoch'"),
+        (["-p", "encoder=wavelet"], "no encoder 'wavelet'; choose one of vae, pca, weights"),
         (["-p", "seed"], "name=value"),
         (["-p", "profile=smoke"], "--profile"),
         (["--in-place", "-p", "seed=1"], "--in-place"),
