@@ -69,7 +69,7 @@ def draw(recording: Recording, stop: int, network: int) -> Figure:
 
 
 def _draw_paths(fig: Figure, recording: Recording, stop: int, network: int) -> None:
-    ax, points = fig.add_axes((0.06, 0.26, 0.40, 0.68)), recording.points
+    ax, points = fig.add_axes((0.075, 0.27, 0.385, 0.67)), recording.points
     segments = torch.stack([points[:-1], points[1:]], dim=2).flatten(0, 1).numpy()
     lines = LineCollection(segments, cmap="viridis", lw=1.2, alpha=0.45, clim=(0, 1))
     lines.set_array(recording.accuracy[1:].flatten().numpy())
@@ -80,7 +80,7 @@ def _draw_paths(fig: Figure, recording: Recording, stop: int, network: int) -> N
     ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
     ax.autoscale()
     ax.set(title=f"{recording.task}, t = {recording.t[stop]:.2f}", xlabel="first latent axis", ylabel="second latent axis")
-    fig.colorbar(dots, cax=fig.add_axes((0.06, 0.09, 0.40, 0.03)), orientation="horizontal", label="test accuracy")
+    fig.colorbar(dots, cax=fig.add_axes((0.075, 0.11, 0.385, 0.03)), orientation="horizontal", label="test accuracy")
 
 
 def _draw_filters(fig: Figure, filters: Tensor) -> None:

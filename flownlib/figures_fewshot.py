@@ -118,7 +118,7 @@ def comparison(
             _dots(ax, {m: one for (m, d, k), one in intervals.items() if (d, k) == (domain, shot)})
             ax.set_title(f"{title}\n{shot} image{'s' if shot > 1 else ''} a class", fontsize=10)
             ax.xaxis.set_major_locator(MaxNLocator(4))
-            if "gain" in xlabel:
+            if any(one.low < 0 for one in intervals.values()):  # differences, not accuracies
                 ax.axvline(0, color=INK, lw=1)
     fig.supxlabel(xlabel, fontsize=11)
     axes[0, 0].invert_yaxis()
