@@ -30,6 +30,7 @@ class SetBlock(nn.Module):
         self.think = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, h: Tensor) -> Tensor:
+        """Tokens [b, n, width] → same; no token is treated differently for its place."""
         b, n, width = h.shape
         split = self.queries_keys_values(self.norm_1(h)).reshape(b, n, 3, self.heads, width // self.heads)
         q, k, v = split.permute(2, 0, 3, 1, 4)
