@@ -7,6 +7,7 @@ all come from one description.
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flownlib.layout import Layout
+from flownlib.operations import ConvReLU, shared_conv_relu
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,20 @@ class Classifier:
             names += [f"{name}.weight", f"{name}.bias"]
             shapes += [shape, shape[:1]]
         return Layout(tuple(names), tuple(shapes))
+
+    @cached_property
+    def largest_activation(self) -> int:
+        """Numbers in the largest activation of one network on one image."""
+        height, width = self.image_shape[1:]
+        sizes = []
+        for layer in self.layers:
+            if isinstance(layer, Conv):
+                height, width = ((n + 2 * layer.padding - layer.kernel) // layer.stride + 1 for n in (height, width))
+                sizes.append(layer.out_channels * height * width)
+                height, width = height // layer.pool, width // layer.pool
+            else:
+                sizes.append(layer.out_features)
+        return max(sizes)
 
     @property
     def num_classes(self) -> int:
@@ -118,16 +134,17 @@ class Classifier:
     def _run(self, weights: Tensor, x: Tensor, layers: tuple[Conv | Linear, ...]) -> Tensor:
         m, shared = len(weights), x.dim() == 4
         tensors = self.layout.views(weights)
-        # m networks side by side are one network with m groups of channels; channels_last makes that fast
+        # m networks side by side are one network with m groups of channels
         h = x if shared else x.transpose(0, 1).flatten(1, 2)
         for name, layer in zip(self.layer_names, layers, strict=False):
             weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
             if isinstance(layer, Conv):
-                groups = 1 if shared else m
-                kernel = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-                h = h.contiguous(memory_format=torch.channels_last)
-                h = F.conv2d(h, kernel, bias.flatten(), layer.stride, layer.padding, groups=groups).relu_()
-                h, shared = (F.max_pool2d(h, layer.pool) if layer.pool > 1 else h), False
+                kernel, biases = weight.flatten(0, 1), bias.flatten()
+                if shared:
+                    h, shared = shared_conv_relu(h, kernel, biases, layer.stride, layer.padding), False
+                else:
+                    h = ConvReLU.apply(h, kernel, biases, layer.stride, layer.padding, m)
+                h = F.max_pool2d(h, layer.pool) if layer.pool > 1 else h
                 continue
             if shared:
                 h, shared = h.flatten(1).expand(m, -1, -1), False
@@ -140,7 +157,10 @@ class Classifier:
 
 
 def cnn_small(channels: int = 1, strided: bool = True) -> Classifier:
-    """The model-zoo CNN (Schürholt et al. 2022): 2,464 parameters on 28 × 28 × 1. By default strides replace max-pooling."""
+    """The model-zoo CNN (Schürholt et al. 2022): 2,464 parameters on 28 × 28 × 1, 2,864 on three channels.
+
+    By default strides replace max-pooling, which keeps every parameter's shape at a quarter of the arithmetic.
+    """
     stride, pool = (2, 1) if strided else (1, 2)
     layers = (
         Conv(channels, 8, 5, stride, pool=pool),
@@ -149,7 +169,8 @@ def cnn_small(channels: int = 1, strided: bool = True) -> Classifier:
         Linear(36, 20),
         Linear(20, 10),
     )
-    return Classifier("cnn_small" if strided else "cnn_small_pool", (channels, 28, 28), layers)
+    name = "cnn_small" + ("" if strided else "_pool") + ("" if channels == 1 else "_rgb")
+    return Classifier(name, (channels, 28, 28), layers)
 
 
 def cnn_medium(channels: int = 3) -> Classifier:
@@ -161,7 +182,7 @@ def cnn_medium(channels: int = 3) -> Classifier:
         Linear(60, 20),
         Linear(20, 10),
     )
-    return Classifier("cnn_medium", (channels, 32, 32), layers)
+    return Classifier("cnn_medium" + ("" if channels == 3 else "_grey"), (channels, 32, 32), layers)
 
 
 def cnn_embed() -> Classifier:
@@ -169,50 +190,38 @@ def cnn_embed() -> Classifier:
     return Classifier("cnn_embed", (1, 28, 28), (Conv(1, 8, 7, 4, 1), Conv(8, 16, 3, 2), Linear(64, 10)))
 
 
-def mlp(widths: tuple[int, ...] = (784, 32, 10), image_shape: tuple[int, int, int] = (1, 28, 28)) -> Classifier:
-    """A multilayer perceptron of the given widths, input to logits."""
+def mlp(hidden: tuple[int, ...] = (32,), image_shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> Classifier:
+    """A multilayer perceptron with hidden layers of the given widths; `mlp_1x28x28_32_10` by default."""
+    widths = (math.prod(image_shape), *hidden, classes)
     layers = tuple(Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-    return Classifier("mlp_" + "_".join(map(str, widths)), image_shape, layers)
+    return Classifier(
+        "mlp_" + "x".join(map(str, image_shape)) + "".join(f"_{width}" for width in widths[1:]), image_shape, layers
+    )
 
 
 CLASSIFIERS = {
     "cnn_small": cnn_small,
+    "cnn_small_rgb": lambda: cnn_small(3),
     "cnn_small_pool": lambda: cnn_small(strided=False),
+    "cnn_small_pool_rgb": lambda: cnn_small(3, strided=False),
     "cnn_medium": cnn_medium,
+    "cnn_medium_grey": lambda: cnn_medium(1),
     "cnn_embed": cnn_embed,
 }
 
 
 def classifier(name: str) -> Classifier:
-    """The classifier of that name.
+    """The classifier of that name: one of CLASSIFIERS, or a perceptron such as `mlp_1x28x28_64_32_10`.
 
     Raises:
         ValueError: if there is none.
     """
-    if name not in CLASSIFIERS:
-        raise ValueError(f"there is no classifier {name!r}; choose one of {', '.join(CLASSIFIERS)}")
-    return CLASSIFIERS[name]()
-
-
-@torch.no_grad()
-def logits_of(model: Classifier, weights: Tensor, x: Tensor, group: int = 16, chunk: int = 50) -> Tensor:
-    """Logits [m, n, classes] of m networks on n shared images, in parts whose activations fit the processor's cache."""
-    groups = [torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in weights.split(group)]
-    return torch.cat(groups)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What m networks do on one split: accuracy [m], mean cross-entropy in nats [m], which images are wrong, bool [m, n]."""
-
-    accuracy: Tensor
-    loss: Tensor
-    wrong: Tensor
-
-
-def score(model: Classifier, weights: Tensor, x: Tensor, y: Tensor) -> Scores:
-    """Evaluate m networks [m, p] on images x [n, c, h, w] with labels y [n]."""
-    logits = logits_of(model, weights, x)
-    wrong = logits.argmax(-1) != y
-    loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(weights)), reduction="none").view(len(weights), -1).mean(1)
-    return Scores(1 - wrong.float().mean(1), loss, wrong)
+    if name in CLASSIFIERS:
+        return CLASSIFIERS[name]()
+    found = re.fullmatch(r"mlp_(\d+)x(\d+)x(\d+)((?:_\d+)+)", name)
+    if not found:
+        raise ValueError(
+            f"there is no classifier {name!r}; choose one of {', '.join(CLASSIFIERS)} or mlp_1x28x28_32_10 and the like"
+        )
+    *hidden, classes = map(int, found[4][1:].split("_"))
+    return mlp(tuple(hidden), tuple(int(found[i]) for i in (1, 2, 3)), classes)

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flownlib.classifiers import Scores, score
 from flownlib.encoders import WeightSpace
 from flownlib.generators import Contexts, Generator
+from flownlib.scoring import Scores, score
 from flownlib.statistics import Interval, mean_interval, proportion_interval
 from flownlib.tasks import Task
 from flownlib.training import seeded

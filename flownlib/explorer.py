@@ -13,9 +13,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flownlib.classifiers import Classifier, score
+from flownlib.classifiers import Classifier
 from flownlib.figures import GREY, INK, PALETTE, free_figure
 from flownlib.generators import FlowGenerator
+from flownlib.scoring import score
 from flownlib.tasks import Task
 
 

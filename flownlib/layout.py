@@ -56,10 +56,9 @@ class Layout:
         if weights.shape[-1] != self.size:
             raise ValueError(f"this layout holds {self.size} numbers a network, the weights have {weights.shape[-1]}")
         lead = weights.shape[:-1]
-        return {
-            name: weights[..., place].reshape(*lead, *shape)
-            for (name, place), shape in zip(self.slices().items(), self.shapes, strict=True)
-        }
+        # one split, so that one concatenation collects the gradients
+        parts = weights.split([math.prod(shape) for shape in self.shapes], dim=-1)
+        return {name: part.reshape(*lead, *shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `views`: named tensors [..., *shape] → flat weights [..., p].

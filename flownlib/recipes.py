@@ -37,13 +37,13 @@ def zoo_tasks(settings: Profile) -> dict[str, Task]:
     return {name: load_task(name, split_sizes(settings)) for name in IN_DISTRIBUTION[: settings.zoo_tasks]}
 
 
-def zoo_settings(settings: Profile, seed: int, initialisation: str = "independent", **changes) -> ZooSettings:
+def zoo_settings(settings: Profile, seed: int, kind: str = "independent", **changes) -> ZooSettings:
     """The main zoo's settings, with some of them changed."""
     training = Training(settings.epochs, settings.batch_size, settings.learning_rate)
     values = {
         "tasks": IN_DISTRIBUTION[: settings.zoo_tasks],
         "networks": settings.networks_per_task,
-        "initialisation": initialisation,
+        "kind": kind,
         "sizes": split_sizes(settings),
         "training": training,
         "seed": seed,
@@ -63,7 +63,7 @@ class CanonicalZoo:
 def canonical_zoo(settings: Profile, seed: int, progress: bool = True) -> CanonicalZoo:
     """Collect the main zoo (independent seeds), split it by seed, align it."""
     train, held_out = collect(zoo_settings(settings, seed), progress=progress).split(settings.held_out_per_task)
-    key = {"zoo": asdict(zoo_settings(settings, seed)), "held_out": settings.held_out_per_task}
+    key = {"train": train.digest(), "held_out": held_out.digest(), "seed": seed}
 
     def build() -> Artifact:
         aligner = Aligner.fit(train, seed)
@@ -83,7 +83,7 @@ def vae_settings(settings: Profile) -> VAESettings:
 def trained_vae(settings: Profile, seed: int, progress: bool = True) -> VAE:
     """The VAE of the canonical zoo's training networks."""
     zoo, chosen = canonical_zoo(settings, seed, progress), vae_settings(settings)
-    key = {"zoo": asdict(zoo_settings(settings, seed)), "held_out": settings.held_out_per_task, "vae": asdict(chosen)}
+    key = {"zoo": zoo.train.digest(), "tasks": asdict(split_sizes(settings)), "vae": asdict(chosen), "seed": seed}
 
     def build() -> Artifact:
         return train_vae(zoo.train, zoo_tasks(settings), chosen, seed, progress)[0].as_artifact()

@@ -13,7 +13,7 @@ import flownlib.context as context_module
 import flownlib.encoders.base as encoders_base
 import flownlib.encoders.vae as encoders_vae
 import flownlib.flow as flow_module
-from flownlib import adaptation, bodies, classifiers, episodes, recipes, symmetry, training
+from flownlib import adaptation, bodies, classifiers, episodes, operations, recipes, symmetry
 from flownlib.adaptation import (
     adaptation_curve,
     centroid_networks,
@@ -32,10 +32,10 @@ from flownlib.generators import class_tokens, flows, gauge, network_tokens
 from flownlib.generators.network_tokens import NetworkFlow, fit_flow_matching, fit_prior, fit_queries, network_flow
 from flownlib.profiles import Profile
 from flownlib.reward import reward_fine_tune
-from flownlib.training import seeded
+from flownlib.training import loops, plan, seeded
 
 SHOT = 5
-CODE = (adaptation, bodies, classifiers, episodes, training, class_tokens, gauge, network_tokens)
+CODE = (adaptation, bodies, classifiers, operations, episodes, plan, loops, class_tokens, gauge, network_tokens)
 
 
 @dataclass(frozen=True)

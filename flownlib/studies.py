@@ -26,12 +26,12 @@ from flownlib import (
     flow,
     generators,
     layout,
+    operations,
     recipes,
     results,
     studies_fewshot,
     studies_ood,
     symmetry,
-    training,
 )
 from flownlib.artifacts import Artifact, cached
 from flownlib.encoders import WeightSpace, reconstruct
@@ -40,6 +40,7 @@ from flownlib.generators import FlowGenerator, Generator, all_nulls
 from flownlib.profiles import Profile, load
 from flownlib.statistics import mean_interval
 from flownlib.tasks import ALPHABETS, DIGITS, glyphs
+from flownlib.training import loops, plan
 from flownlib.zoo import collect
 
 Raw = list[dict]  # records {"quantity", "method", "setting", "values"}
@@ -110,7 +111,7 @@ class Study:
     code: tuple[ModuleType, ...]  # the modules whose change makes the study's results old
 
 
-ZOO_CODE = (classifiers, layout, training, glyphs, zoo_module)
+ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_module)
 VAE_CODE = (*ZOO_CODE, symmetry, encoders.base, encoders.vae)
 FLOW_CODE = (*VAE_CODE, context, flow, generators.base, generators.flows, generators.nulls, evaluation)
 STUDIES = {

@@ -6,7 +6,7 @@ import torch
 from flownlib.classifiers import CLASSIFIERS, mlp
 from flownlib.symmetry import balance, hidden_layers, match, permute
 
-MODELS = [make() for make in CLASSIFIERS.values()] + [mlp((784, 16, 12, 10))]
+MODELS = [make() for make in CLASSIFIERS.values()] + [mlp((16, 12))]
 
 
 def networks(model, n=3):

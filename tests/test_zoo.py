@@ -53,8 +53,8 @@ def test_the_same_zoo_from_one_and_two_workers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["shared", "one_run"])
-def test_kinds_of_initialisation(kind):
-    zoo = collect(dataclasses.replace(SMALL, tasks=("latin",), networks=6, initialisation=kind), 1, progress=False)
+def test_kinds_of_zoo(kind):
+    zoo = collect(dataclasses.replace(SMALL, tasks=("latin",), networks=6, kind=kind), 1, progress=False)
     independent = collect(dataclasses.replace(SMALL, tasks=("latin",), networks=6), 1, progress=False)
     assert len(zoo) == 6 and zoo.weights.unique(dim=0).shape[0] == 6
     assert torch.pdist(zoo.weights).mean() < torch.pdist(independent.weights).mean()
@@ -111,8 +111,8 @@ def test_what_is_not_a_zoo_is_refused(tmp_path, canonical):
         Zoo.load(tmp_path / "other")
 
 
-def test_unknown_initialisation_and_task_are_refused():
-    with pytest.raises(ValueError, match="there is no initialisation 'lucky'"):
+def test_unknown_kind_and_task_are_refused():
+    with pytest.raises(ValueError, match="there is no kind of zoo 'lucky'"):
         collect(ZooSettings(("latin",), 2, "lucky"))
     with pytest.raises(ValueError, match="there is no task 'elvish'"):
         collect(ZooSettings(("elvish",), 2))

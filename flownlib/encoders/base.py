@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flownlib.classifiers import score
 from flownlib.layout import Layout
+from flownlib.scoring import score
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo
 

@@ -1,0 +1,49 @@
+"""Two convolutions, written for many networks side by side: the same numbers as torch's own, sooner.
+
+Nearly all the time of training a group of small networks goes into these, so their backward passes are spelt out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+backward_of_convolution = torch.ops.aten.convolution_backward
+
+
+class ConvReLU(torch.autograd.Function):
+    """relu(conv2d(x, kernel) + bias) with m groups, all in channels_last memory."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int, groups: int) -> Tensor:
+        """x [b, m c, h, w], kernel [m o, c, k, k], bias [m o] → [b, m o, h', w']."""
+        x, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, kernel))
+        out = F.conv2d(x, kernel, bias, stride, padding, groups=groups).relu_()
+        ctx.save_for_backward(x, kernel, out)
+        ctx.how = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, kernel and bias, each by its own call: together they take a quarter longer."""
+        x, kernel, out = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
+        arguments = (gradient, x, kernel, [len(kernel)], *ctx.how)
+        of_x = backward_of_convolution(*arguments, [True, False, False])[0] if ctx.needs_input_grad[0] else None
+        of_kernel = backward_of_convolution(*arguments, [False, True, False])[1]
+        return of_x, of_kernel, gradient.sum((0, 2, 3)), None, None, None
+
+
+def shared_conv_relu(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """relu(conv2d(x, kernel) + bias) of images [b, c, h, w] that all networks see, as one matrix product over patches.
+
+    The result [b, m o, h', w'] is channels_last, which the product's [positions, channels] is already.
+    """
+    size = kernel.shape[-1]
+    patches = F.pad(x, [padding] * 4).unfold(2, size, stride).unfold(3, size, stride)  # [b, c, h', w', k, k]
+    b, _, height, width = patches.shape[:4]
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(b * height * width, -1)
+    out = torch.addmm(bias, patches, kernel.flatten(1).t()).relu_()
+    return out.view(b, height, width, -1).permute(0, 3, 1, 2)
