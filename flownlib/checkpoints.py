@@ -10,13 +10,12 @@ import logging
 import math
 import pickle
 import re
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,18 +41,16 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         CheckpointError: if the file is missing, damaged, holds no tensors, or would have to run code to be read.
     """
     path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.")
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "Weights only load failed" in str(error):
-            raise CheckpointError(
-                f"{path} holds more than tensors, and reading it could run code, so it is refused; save only the state dict, "
-                "best as safetensors."
-            ) from None
-        raise CheckpointError(f"{path} is damaged or is not a checkpoint.") from None
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile):
+        found = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} holds more than tensors, and reading it could run code, so it is refused; save only the state dict, "
+            "best as safetensors."
+        ) from None
+    except Exception:  # whatever a parser may trip over in bytes that are no checkpoint
         raise CheckpointError(f"{path} is damaged or is not a checkpoint.") from None
     while isinstance(found, Mapping) and (
         inner := next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
@@ -65,6 +62,13 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _load_tensors(path: Path) -> object:
+    """torch.load without unpickling, and without its remark on the pickle protocol."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def find_checkpoints(folder: Path | str) -> list[Path]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
-from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, ValueWidget, VBox
+from ipywidgets import Dropdown, IntSlider
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from flownlib.classifiers import Classifier
 from flownlib.figures import GREY, INK, PALETTE, free_figure
 from flownlib.generators import FlowGenerator
+from flownlib.panel import Panel
 from flownlib.scoring import score
 from flownlib.tasks import Task
 
@@ -116,38 +115,6 @@ def _draw_predictions(fig: Figure, recording: Recording, stop: int, network: int
     colors = [PALETTE[2] if r else GREY for r in right.flatten()]
     bars.bar(places.flatten().numpy(), probabilities.flatten().numpy(), width=0.8 / classes, color=colors)
     bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as an image, after which it is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-class Panel:
-    """A figure that follows its controls. It is shown as an image, which a notebook that runs headlessly can display too.
-
-    Args:
-        draw: makes the figure from the controls' values, given by name. width, height: of the image, in pixels.
-
-    `controls` holds the widgets by name, so that a test can move them without a browser.
-    """
-
-    def __init__(self, draw: Callable[..., Figure], controls: dict[str, ValueWidget], width: int, height: int) -> None:
-        self.draw, self.controls = draw, controls
-        self.image = Image(format="png", width=width, height=height)
-        for control in controls.values():
-            control.observe(self._redraw, names="value")
-        self._redraw()
-
-    def _redraw(self, _change: object = None) -> None:
-        self.image.value = png(self.draw(**{name: control.value for name, control in self.controls.items()}))
-
-    def show(self) -> VBox:
-        """The panel as one widget."""
-        return VBox([HTML("Use the sliders, or the arrow keys."), HBox(list(self.controls.values())), self.image])
 
 
 def trajectory_explorer(recordings: dict[str, Recording]) -> Panel:

@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from flownlib.episodes import Episodes
-from flownlib.explorer import Panel
 from flownlib.fewshot import Method, accuracy, fewer
 from flownlib.figures import GREY, INK, PALETTE, free_figure, glyphs
 from flownlib.figures_ood import losses as losses_side_by_side
+from flownlib.panel import Panel
 from flownlib.statistics import Interval, mean_interval
 
 # name: (label, colour)

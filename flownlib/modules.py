@@ -6,6 +6,7 @@ which parameters are the weights; everything else, buffers included, stays what 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +94,9 @@ class ModuleClassifier:
         def one(vector: Tensor, images: Tensor) -> Tensor:
             return functional_call(self.template, rest | self.layout.views(vector), (images,))
 
-        return vmap(one, in_dims=(0, None if x.dim() == 4 else 0))(weights, x)
+        with warnings.catch_warnings():  # torch says so where it runs an operation network by network
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return vmap(one, in_dims=(0, None if x.dim() == 4 else 0))(weights, x)
 
     def _candidates(self, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a module that can be weights."""

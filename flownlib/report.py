@@ -28,6 +28,12 @@ class Table:
     columns: dict[str, dict[str, Any]]
     rows: tuple[str, ...] = ("method",)  # of these, what a record has
 
+    @property
+    def maker(self) -> str:
+        """The command that makes the committed file."""
+        kind, _, name = self.source.partition("_")
+        return f"python -m flownlib study {name}" if kind == "study" else f"python -m flownlib.benchmarks {name.split('_')[0]}"
+
     def render(self, records: list[Record]) -> str:
         """Markdown with one row for each value of `rows`, in the file's order; an empty cell where nothing was measured.
 
@@ -62,8 +68,11 @@ def matches(record: Record, condition: Mapping[str, Any]) -> bool:
 
 
 def show(record: Record | None) -> str:
-    """ "0.912 [0.905, 0.919]", or nothing."""
-    return "" if record is None else f"{record['value']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
+    """ "0.912 [0.905, 0.919]", or nothing; large numbers without decimals."""
+    if record is None:
+        return ""
+    form = ",.0f" if record["value"] >= 100 else ".3f"
+    return f"{record['value']:{form}} [{record['low']:{form}}, {record['high']:{form}}]"
 
 
 def units(row: Mapping[str, Record]) -> str:
@@ -96,6 +105,17 @@ def _episodes(shot: int, quantity: str = "test_accuracy") -> dict[str, dict[str,
 
 
 TABLES = [
+    Table(
+        "Training many networks on one core, steps of one network a second",
+        "benchmark_zoo_cpu",
+        "01_zoo_collection",
+        {
+            "steps/s": {"quantity": "model_steps_per_second"},
+            "× the loop": {"quantity": "speedup"},
+            "of the matrix-product rate": {"quantity": "share_of_peak"},
+        },
+        rows=("method", "minibatches", "networks"),
+    ),
     Table(
         "Accuracy of trained networks, by task",
         "study_zoo",
@@ -150,7 +170,7 @@ def render(folder: Path | None = None) -> str:
         found = read(name, folder or committed)
         if not folder and found["profile"] == "smoke":
             raise ValueError(f"{name}.json was made in the smoke profile, which proves nothing: make it again")
-        maker = f"notebook {name}" if folder else f"`python -m flownlib study {name.removeprefix('study_')}`"
+        maker = f"notebook {name}" if folder else f"`{table.maker}`"
         parts += [f"**{table.title}** ({maker}, profile {found['profile']})", table.render(found["records"])]
     return "\n\n".join(parts)
 

@@ -37,7 +37,11 @@ QUANTITIES = {
     "error_overlap": "intersection over union of two networks' errors",
     "seconds_fit": "seconds to fit a method",
     "seconds_sample": "seconds to draw one network",
-    "networks_per_second": "networks trained in a second",
+    "model_steps_per_second": "optimiser steps of one network in a second of processor time (of the clock, on a GPU)",
+    "networks_per_second": "networks evaluated on 5,000 images in a second of processor time",
+    "share_of_peak": "fraction of this machine's matrix-multiplication rate",
+    "seconds_collect": "seconds by the clock to collect a zoo",
+    "kills_survived": "collections killed at a random moment that went on to the same zoo",
     "speedup": "ratio of two times",
 }
 RECORD_KEYS = {"quantity", "method", "setting", "value", "low", "high", "n", "seeds"}

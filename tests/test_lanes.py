@@ -12,7 +12,17 @@ from flownlib.scoring import logits_of, score
 from flownlib.tasks import Split, SplitSizes, load_task
 from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
 
-MODELS = [cnn_small(), cnn_small(3), cnn_small(strided=False), cnn_small(3, False), cnn_medium(), cnn_medium(1), cnn_embed(), mlp(), mlp((20, 12))]
+MODELS = [
+    cnn_small(),
+    cnn_small(3),
+    cnn_small(strided=False),
+    cnn_small(3, False),
+    cnn_medium(),
+    cnn_medium(1),
+    cnn_embed(),
+    mlp(),
+    mlp((20, 12)),
+]
 needs_compiler = pytest.mark.skipif(lanes.compiler() is None, reason="there is no C++ compiler")
 
 

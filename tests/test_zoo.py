@@ -11,28 +11,15 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from flownlib import recipes
+from flownlib import backends, recipes
 from flownlib.artifacts import ArtifactError, save_artifact
-from flownlib.classifiers import cnn_embed, cnn_small, mlp
+from flownlib.classifiers import cnn_small
 from flownlib.tasks import Split, SplitSizes, load_task
 from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
 from flownlib.zoo import Zoo, ZooSettings, collect
 
 SIZES = SplitSizes(200, 50, 50)
 SMALL = ZooSettings(("latin", "greek"), 20, sizes=SIZES, training=Training(2, 25))
-
-
-@pytest.mark.parametrize("model", [cnn_small(), cnn_small(strided=False), cnn_embed(), mlp()], ids=lambda model: model.name)
-def test_batched_training_equals_sequential_training_in_float64(model):
-    train = load_task("latin", SIZES).train
-    train = Split(train.x.double(), train.y)
-    seeds, training = range(3), Training(1, 25)
-    starts, orders = initial_weights(model, seeds, torch.float64), minibatch_orders(seeds, len(train), training)
-    together = train_many(model, starts, train, orders, 3e-3)[-1]
-    alone = torch.stack([train_one(model, starts[i], train, orders[i], 3e-3) for i in range(3)])
-    assert (together - alone).abs().max() < 1e-10
-    control = train_one(model, starts[0], train, orders[0].flip(0), 3e-3)
-    assert (control - alone[0]).abs().max() > 1e-3
 
 
 def test_minibatches_cover_every_epoch_and_checkpoints_are_where_they_were_asked_for():
@@ -52,6 +39,35 @@ def test_the_same_zoo_from_one_and_two_workers(tmp_path, monkeypatch):
     assert torch.equal(zoos[0].weights, zoos[1].weights) and zoos[0].table.equals(zoos[1].table)
 
 
+def test_a_network_with_less_data_sees_its_own_share_for_as_many_steps():
+    orders = minibatch_orders([5, 6], 200, Training(2, 25), [0.3, 1.0])
+    assert orders.shape == (2, 16, 25)
+    seen = orders[0].unique()
+    assert len(seen) == 60 and torch.equal(orders[0].flatten()[:50].unique(), orders[0].flatten()[:50].sort()[0])
+    assert torch.equal(orders[1], minibatch_orders([6], 200, Training(2, 25))[0]) and len(orders[1].unique()) == 200
+    with pytest.raises(ValueError, match="leaves 20 images, less than a batch of 25"):
+        minibatch_orders([5], 200, Training(2, 25), [0.1])
+
+
+def test_each_network_has_its_own_rate_and_decay():
+    train, model = load_task("latin", SIZES).train, cnn_small()
+    train = Split(train.x.double(), train.y)
+    starts, orders = initial_weights(model, range(3), torch.float64), minibatch_orders(range(3), 200, Training(1, 25))
+    rates, decays = torch.tensor([1e-3, 3e-3, 1e-2]), torch.tensor([0.0, 1e-3, 1e-2])
+    together = train_many(model, starts, train, orders, rates.double(), weight_decay=decays.double(), backend="torch")[-1]
+    alone = [train_one(model, starts[i], train, orders[i], rates[i].item(), decays[i].item()) for i in range(3)]
+    assert (together - torch.stack(alone)).abs().max() < 1e-8  # the rates were float32
+
+
+def test_training_refuses_what_cannot_be():
+    train, model = load_task("latin", SIZES).train, cnn_small()
+    starts, orders = initial_weights(model, range(3)), minibatch_orders(range(2), 200, Training(1, 25))
+    with pytest.raises(ValueError, match="3 networks need 3 minibatch orders, or one that all share, not 2"):
+        train_many(model, starts, train, orders, 3e-3)
+    with pytest.raises(ValueError, match="must lie between 0 and 8, got \\[9\\]"):
+        train_many(model, starts, train, orders[:1], 3e-3, record=(9,))
+
+
 @pytest.mark.parametrize("kind", ["shared", "one_run"])
 def test_kinds_of_zoo(kind):
     zoo = collect(dataclasses.replace(SMALL, tasks=("latin",), networks=6, kind=kind), 1, progress=False)
@@ -59,6 +75,51 @@ def test_kinds_of_zoo(kind):
     assert len(zoo) == 6 and zoo.weights.unique(dim=0).shape[0] == 6
     assert torch.pdist(zoo.weights).mean() < torch.pdist(independent.weights).mean()
     assert zoo.table["seed"].nunique() == (1 if kind == "one_run" else 6)
+
+
+def test_trajectories_run_from_initialisation_to_end():
+    settings = dataclasses.replace(SMALL, tasks=("latin",), networks=3)
+    ends = collect(settings, 1, progress=False)
+    zoo = collect(dataclasses.replace(settings, kind="trajectories"), 1, progress=False)
+    assert len(zoo) == 9 and zoo.table["epoch"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert torch.equal(zoo.weights[:3], initial_weights(cnn_small(), ends.table["seed"].tolist()))
+    assert torch.equal(zoo.weights[-3:], ends.weights)
+    train, held_out = zoo.split(1)
+    assert len(train) == 6 and len(held_out) == 3  # a run is held out whole
+
+
+def test_hyper_parameters_vary_and_are_in_the_table():
+    settings = dataclasses.replace(SMALL, tasks=("latin",), kind="varied")
+    table = collect(settings, 1, progress=False).table
+    assert table["learning_rate"].between(3e-4, 3e-2).all() and table["learning_rate"].max() > 10 * table["learning_rate"].min()
+    assert table["weight_decay"].between(1e-5, 1e-2).all() and table["data_fraction"].between(0.2, 1).all()
+    assert (table[["learning_rate", "weight_decay", "data_fraction"]].nunique() == 20).all()
+
+
+def test_shared_minibatches_are_one_order_for_all():
+    settings = dataclasses.replace(SMALL, tasks=("latin",), networks=5, minibatches="shared")
+    zoo = collect(settings, 1, progress=False)
+    model, task = cnn_small(), load_task("latin", SIZES)
+    orders = minibatch_orders([1_000_000], 200, SMALL.training)
+    own = train_many(model, initial_weights(model, range(5)), task.train, orders.expand(5, -1, -1), 3e-3)[-1]
+    assert torch.allclose(zoo.weights, own, atol=1e-5) and zoo.weights.unique(dim=0).shape[0] == 5
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_diverged_networks_are_counted_and_marked(caplog, backend):
+    wild = Training(2, 25, learning_rate=10.0)
+    settings = dataclasses.replace(SMALL, tasks=("latin",), networks=6, training=wild, backend=backend)
+    zoo = collect(settings, 1, progress=False)
+    assert zoo.table["diverged"].sum() >= 4 and f"{zoo.table['diverged'].sum()} of 6 networks diverged" in caplog.text
+    assert (zoo.table["train_loss"] > 2.3).all()
+    assert not collect(dataclasses.replace(settings, training=SMALL.training), 1, progress=False).table["diverged"].any()
+
+
+def test_a_zoo_says_who_trained_it():
+    for backend in ("torch", "auto"):
+        zoo = collect(dataclasses.replace(SMALL, tasks=("latin",), networks=2, backend=backend), 1, progress=False)
+        used = backends.choose(backend, cnn_small(), torch.float32)
+        assert set(zoo.table["backend"]) == {used} and zoo.settings["backend"] == used
 
 
 def test_a_killed_collection_resumes_and_yields_the_same_zoo(tmp_path):
@@ -116,6 +177,14 @@ def test_unknown_kind_and_task_are_refused():
         collect(ZooSettings(("latin",), 2, "lucky"))
     with pytest.raises(ValueError, match="there is no task 'elvish'"):
         collect(ZooSettings(("elvish",), 2))
+    with pytest.raises(ValueError, match="a zoo needs at least one network a task, not 0"):
+        collect(ZooSettings(("latin",), 0))
+    with pytest.raises(ValueError, match='minibatches are "own" or "shared", not \'ours\''):
+        collect(ZooSettings(("latin",), 2, minibatches="ours"))
+    with pytest.raises(ValueError, match="shared among independent networks only, not in a zoo of kind 'varied'"):
+        collect(ZooSettings(("latin",), 2, "varied", minibatches="shared"))
+    with pytest.raises(ValueError, match="one run of 16 steps has no 17 checkpoints"):
+        collect(dataclasses.replace(SMALL, networks=17, kind="one_run"), 1, progress=False)
 
 
 def test_the_table_reports_what_the_weights_do(canonical, tasks):
