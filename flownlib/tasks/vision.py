@@ -7,25 +7,26 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision import datasets
 
+# torchvision and scikit-learn are imported where they are used: that takes seconds, which every worker process would pay
 # name: (torchvision class, arguments of its training part, arguments of its test part)
-VISION: dict[str, tuple[type, dict, dict]] = {
-    "mnist": (datasets.MNIST, {"train": True}, {"train": False}),
-    "fashion_mnist": (datasets.FashionMNIST, {"train": True}, {"train": False}),
-    "kmnist": (datasets.KMNIST, {"train": True}, {"train": False}),
-    "usps": (datasets.USPS, {"train": True}, {"train": False}),
-    "svhn": (datasets.SVHN, {"split": "train"}, {"split": "test"}),
-    "cifar10": (datasets.CIFAR10, {"train": True}, {"train": False}),
-    "cifar100": (datasets.CIFAR100, {"train": True}, {"train": False}),
-    "stl10": (datasets.STL10, {"split": "train"}, {"split": "test"}),
+VISION: dict[str, tuple[str, dict, dict]] = {
+    "mnist": ("MNIST", {"train": True}, {"train": False}),
+    "fashion_mnist": ("FashionMNIST", {"train": True}, {"train": False}),
+    "kmnist": ("KMNIST", {"train": True}, {"train": False}),
+    "usps": ("USPS", {"train": True}, {"train": False}),
+    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
+    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
+    "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
+    "stl10": ("STL10", {"split": "train"}, {"split": "test"}),
 }
 
 
 def handwritten_digits() -> tuple[Tensor, Tensor]:
     """1,797 real handwritten digits (UCI optical digits), 8 × 8 enlarged to 28 × 28: uint8 [n, 1, 28, 28], int64 [n]."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     small = torch.as_tensor(digits.images, dtype=torch.float32)[:, None] / 16
     # 8 × 8 becomes 20 × 20 inside a margin of 4, the framing that the glyph tasks have
@@ -46,12 +47,14 @@ def vision_images(name: str, root: Path | None = None, download: bool = False) -
     """
     if name not in VISION:
         raise ValueError(f"there is no data set {name!r}; choose one of {', '.join(VISION)}")
+    from torchvision import datasets
+
     kind, *parts = VISION[name]
     root = root or data_root()
     images, labels = [], []
     for part in parts:
         try:
-            data = kind(str(root), download=download, **part)
+            data = getattr(datasets, kind)(str(root), download=download, **part)
         except RuntimeError as error:
             raise ValueError(
                 f"{name} was not found under {root} ({error}); put it there, or call with download=True on a machine "
