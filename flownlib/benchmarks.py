@@ -107,8 +107,8 @@ def zoo_jobs(model: Classifier, device: str, counts: list[int]) -> dict[tuple[st
     jobs: dict[tuple[str, str, int], Job] = {("loop", "own", 1): alone}
     methods = ("torch", "lanes") if backends.choose("auto", model, torch.float32, device) == "lanes" else ("torch",)
     for m in counts:
-        steps = max(3, min(40, 640 // m))
-        jobs["vmap", "own", m] = lambda m=m, steps=steps: vmap_steps(model, weights[:m], data, orders[:m, :steps])
+        steps, few = max(10, min(40, 640 // m)), max(3, min(40, 640 // m))
+        jobs["vmap", "own", m] = lambda m=m, few=few: vmap_steps(model, weights[:m], data, orders[:m, :few])
         for method in methods:
             for shared in (False, True):
                 key = (method, "shared" if shared else "own", m)

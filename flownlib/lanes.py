@@ -55,7 +55,16 @@ class Kernel:
 
         Returns:
             Checkpoints [len(record), m, p] after the steps in `record`, which increase.
+
+        Raises:
+            ValueError: for labels or image numbers out of range, which compiled code would follow out of its memory.
         """
+        if labels.min() < 0 or labels.max() >= self.model.num_classes:
+            raise ValueError(
+                f"labels must lie between 0 and {self.model.num_classes - 1}, got {labels.min()} to {labels.max()}"
+            )
+        if orders.min() < 0 or orders.max() >= len(images):
+            raise ValueError(f"minibatches name images up to {orders.max()}, but there are {len(images)}")
         images, labels, shared = self._rows(images.to(self.dtype)), labels.contiguous(), len(orders) < len(weights)
 
         def block(start: int) -> Tensor:
@@ -111,7 +120,13 @@ class Kernel:
         return torch.cat(self._in_threads(block, range(0, len(weights), self.lanes)))
 
     def _rows(self, images: Tensor) -> Tensor:
-        """Images [n, c, h, w] → one padded row each, channels last for convolutions."""
+        """Images [n, c, h, w] → one padded row each, channels last for convolutions.
+
+        Raises:
+            ValueError: for images of another shape than the model takes.
+        """
+        if tuple(images.shape[1:]) != self.model.image_shape:
+            raise ValueError(f"{self.model.name} takes images {self.model.image_shape}, not {tuple(images.shape[1:])}")
         first = self.model.layers[0]
         if isinstance(first, Conv):
             images = F.pad(images, [first.padding] * 4).permute(0, 2, 3, 1)

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -200,15 +201,15 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     jobs = [(settings, task, seeds) for task, seeds in settings.shards()]
     workers = min(workers or default_workers(), len(jobs))
     bar = tqdm(total=len(jobs), desc=f"zoo ({settings.kind})", disable=not progress)
-    if workers > 1 and not all(is_cached(*job) for job in jobs):
-        with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
-            for done in as_completed([pool.submit(collect_shard, *job) for job in jobs]):
-                done.result()
-                bar.update()
-    parts = []
-    for job in jobs:
-        parts.append(Zoo.from_artifact(collect_shard(*job)))
-        bar.update(int(bar.n < len(jobs)))
+    missing = [job for job in jobs if not is_cached(*job)]
+    bar.update(len(jobs) - len(missing))
+    with one_thread():
+        if workers > 1 and len(missing) > 1:
+            share_jobs(missing, workers, bar)
+        parts = []
+        for job in jobs:
+            parts.append(Zoo.from_artifact(collect_shard(*job)))
+            bar.update(int(bar.n < len(jobs)))
     bar.close()
     table = pd.concat([part.table for part in parts], ignore_index=True)
     if table["diverged"].any():
@@ -216,10 +217,40 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     return Zoo(torch.cat([part.weights for part in parts]), table, parts[0].model, asdict(settings))
 
 
+def share_jobs(jobs: list[tuple[ZooSettings, str, tuple[int, ...]]], workers: int, bar: tqdm) -> None:
+    """Collect shards with this process and `workers` - 1 others, which take seconds to start: it does not wait for them."""
+    with ProcessPoolExecutor(workers - 1, get_context("spawn"), start_worker) as pool:
+        futures = [pool.submit(collect_shard, *job) for job in jobs]
+        try:
+            for future, job in zip(reversed(futures), reversed(jobs), strict=True):
+                if any(other.done() and not other.cancelled() and other.exception() for other in futures):
+                    break
+                if future.cancel():  # nobody has begun it
+                    collect_shard(*job)
+                    bar.update()
+            for future in as_completed([future for future in futures if not future.cancelled()]):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def start_worker() -> None:
     """One thread a process: never slower than threads, and twice the processes."""
     torch.set_num_threads(1)
     backends.keep_freed_memory()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What `start_worker` does, for this process and only for now."""
+    threads = torch.get_num_threads()
+    start_worker()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def default_workers() -> int:

@@ -131,6 +131,18 @@ def test_a_diverging_network_poisons_nobody(backend):
     assert torch.equal(wild[others], calm[others]) and not wild[2].isfinite().all()
 
 
+@needs_compiler
+def test_nothing_leads_compiled_code_out_of_its_memory():
+    model, data = cnn_small(), images(cnn_small(), dtype=torch.float32)
+    orders = minibatch_orders(range(3), len(data), Training(1, 20))
+    with pytest.raises(ValueError, match="labels must lie between 0 and 9, got 5 to 10"):
+        trained(model, Split(data.x, torch.arange(100) % 6 + 5), orders, "lanes")
+    with pytest.raises(ValueError, match="minibatches name images up to 99, but there are 50"):
+        trained(model, Split(data.x[:50], data.y[:50]), orders, "lanes")
+    with pytest.raises(ValueError, match="takes images .1, 28, 28., not .1, 32, 32."):
+        logits_of(model, initial_weights(model, range(4)), torch.zeros(3, 1, 32, 32), backend="lanes")
+
+
 def test_without_a_compiler_plain_torch_takes_over_and_says_so(tmp_path, monkeypatch, caplog, fresh_choice):
     monkeypatch.setenv("FLOWN_CACHE", str(tmp_path))
     monkeypatch.setattr(lanes, "compiler", lambda: None)
@@ -169,8 +181,10 @@ def test_the_choice_can_be_made_by_environment_and_bad_names_are_refused(monkeyp
         backends.choose("cuda", cnn_small(), torch.float32)
 
 
-def test_group_size_fits_the_cache_and_takes_all_on_a_gpu():
+def test_group_size_fits_the_cache_and_takes_all_on_a_gpu(monkeypatch):
     weights = torch.zeros(300, 2464)
     strided, pooled = (backends.group_size(cnn_small(strided=s), 50, weights) for s in (True, False))
     assert 1 <= pooled < strided <= 64
     assert backends.group_size(cnn_small(), 50, torch.zeros(300, 2464, device="meta")) == 300
+    monkeypatch.setenv("FLOWN_GROUP", "5")
+    assert backends.group_size(cnn_small(), 50, weights) == 5

@@ -24,7 +24,9 @@ def test_lines_begin_and_end_at_their_networks_and_can_be_walked_back(browsing):
     for a in range(4):
         for b in range(4):
             line = found.lines["raw"][a, b]
-            assert line[0].item() == pytest.approx(ends[a].item(), abs=0.02) and line[-1].item() == pytest.approx(ends[b].item(), abs=0.02)
+            assert line[0].item() == pytest.approx(ends[a].item(), abs=0.02) and line[-1].item() == pytest.approx(
+                ends[b].item(), abs=0.02
+            )
             assert torch.equal(line.flip(0), found.lines["raw"][b, a])
     middle = score(cnn_small(), (weights[:1] + weights[1:2]) / 2, some.x, some.y).accuracy
     assert found.lines["raw"][0, 1, 2].item() == pytest.approx(middle.item(), abs=0.02)
