@@ -6,11 +6,13 @@ import hashlib
 import logging
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
@@ -219,7 +221,7 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
 
 def share_jobs(jobs: list[tuple[ZooSettings, str, tuple[int, ...]]], workers: int, bar: tqdm) -> None:
     """Collect shards with this process and `workers` - 1 others, which take seconds to start: it does not wait for them."""
-    with ProcessPoolExecutor(workers - 1, get_context("spawn"), start_worker) as pool:
+    with ProcessPoolExecutor(workers - 1, get_context("spawn"), start_child) as pool:
         futures = [pool.submit(collect_shard, *job) for job in jobs]
         try:
             for future, job in zip(reversed(futures), reversed(jobs), strict=True):
@@ -240,6 +242,17 @@ def start_worker() -> None:
     """One thread a process: never slower than threads, and twice the processes."""
     torch.set_num_threads(1)
     backends.keep_freed_memory()
+
+
+def start_child() -> None:
+    """`start_worker`, and an end to this process when its parent ends, however abruptly that happens."""
+    start_worker()
+
+    def follow(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, args=(parent_process(),), daemon=True).start()
 
 
 @contextmanager
