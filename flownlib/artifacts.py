@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,13 +56,19 @@ def fingerprint(*modules: ModuleType) -> str:
     """Hash of the modules' code. Comments, docstrings and layout do not count; anything that can change a result does."""
     digest = hashlib.sha256()
     for module in modules:
-        tree = ast.parse(inspect.getsource(module))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                body.pop(0)
-        digest.update(ast.dump(tree).encode())
+        digest.update(_code(inspect.getsource(module)).encode())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _code(source: str) -> str:
+    """A module's source as a syntax tree without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body.pop(0)
+    return ast.dump(tree)
 
 
 def address(stage: str, settings: Mapping[str, Any], code: Iterable[ModuleType] = ()) -> str:
