@@ -52,7 +52,7 @@ def why_not_lanes(model: Classifier, dtype: torch.dtype, device: str) -> str | N
 def group_size(model: Classifier, batch: int, weights: Tensor) -> int:
     """How many networks plain PyTorch should train at once: on a processor as many as keep to its cache, on a GPU all.
 
-    The largest activation of a group may take twice the second-level cache; beyond that every pass goes to memory.
+    The largest activation of a group may take three times the second-level cache, and the groups are of about one size.
     The environment variable FLOWN_GROUP sets another number.
     """
     if os.environ.get("FLOWN_GROUP"):
@@ -60,7 +60,8 @@ def group_size(model: Classifier, batch: int, weights: Tensor) -> int:
     if weights.device.type != "cpu":
         return max(1, len(weights))
     largest = batch * model.largest_activation * weights.element_size()
-    return max(1, min(64, 2 * cache_bytes() // largest))
+    most = max(1, min(64, 3 * cache_bytes() // largest))
+    return -(-len(weights) // -(-len(weights) // most)) if len(weights) else 1
 
 
 @cache

@@ -39,11 +39,13 @@ class ConvReLU(torch.autograd.Function):
 def shared_conv_relu(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """relu(conv2d(x, kernel) + bias) of images [b, c, h, w] that all networks see, as one matrix product over patches.
 
+    A patch ends with a one, so that the bias is one more weight: adding it, and summing its gradient, cost no pass of their own.
     The result [b, m o, h', w'] is channels_last, which the product's [positions, channels] is already.
     """
     size = kernel.shape[-1]
     patches = F.pad(x, [padding] * 4).unfold(2, size, stride).unfold(3, size, stride)  # [b, c, h', w', k, k]
-    b, _, height, width = patches.shape[:4]
-    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(b * height * width, -1)
-    out = torch.addmm(bias, patches, kernel.flatten(1).t()).relu_()
-    return out.view(b, height, width, -1).permute(0, 3, 1, 2)
+    b, channels, height, width = patches.shape[:4]
+    rows = x.new_ones(b, height, width, channels * size**2 + 1)
+    rows[..., :-1].view(b, height, width, channels, size, size).copy_(patches.permute(0, 2, 3, 1, 4, 5))
+    weights = torch.cat([kernel.flatten(1), bias[:, None]], dim=1)
+    return (rows.flatten(0, 2) @ weights.t()).relu_().view(b, height, width, -1).permute(0, 3, 1, 2)
