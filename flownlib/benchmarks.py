@@ -30,7 +30,7 @@ from torch.func import functional_call, vmap
 from flownlib import backends, results
 from flownlib.classifiers import Classifier, Conv, classifier
 from flownlib.scoring import logits_of
-from flownlib.statistics import Interval, mean_interval
+from flownlib.statistics import mean_interval, proportion_interval
 from flownlib.tasks import Split, SplitSizes, load_task
 from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
 from flownlib.zoo import Zoo, ZooSettings, collect, default_workers
@@ -231,35 +231,41 @@ def thousand(options: argparse.Namespace) -> list[dict]:
     return made
 
 
+def killed(command: list[str], cache: Path, shards: int, delay: float) -> int:
+    """Run a command until it has stored so many shards in its cache, kill it (signal 9) `delay` seconds later.
+
+    Returns:
+        How many shards were stored when it was gone.
+    """
+    process = subprocess.Popen(command, env=os.environ | {"FLOWN_CACHE": str(cache)}, stdout=subprocess.DEVNULL)
+    while process.poll() is None and len(list(cache.glob("zoo-shard-*"))) < shards:
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    return len(list(cache.glob("zoo-shard-*")))
+
+
 def kills(options: argparse.Namespace) -> list[dict]:
     """Collections killed with signal 9 at random moments: each has to go on to the zoo that is made undisturbed."""
-    draw, rounds = random.Random(0), options.rounds
+    draw, survived = random.Random(0), 0
     settings = ZooSettings(("latin", "greek"), 80, sizes=SplitSizes(500, 100, 200), training=Training(4, 25))
-    with empty_cache() as cache, tempfile.TemporaryDirectory() as folder:
-        whole, file = collect(settings, 1, progress=False), Path(folder) / "zoo.json"
-        survived = 0
-        for i in range(rounds):
-            file.write_text(json.dumps(asdict(replace(settings, seed=i % 2))))
-            kept = Path(folder) / f"cache{i}"
-            environment = os.environ | {"FLOWN_CACHE": str(kept)}
-            command = [sys.executable, "-m", "flownlib.training", "--zoo-settings", str(file), "--output", str(kept / "zoo")]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-            time.sleep(draw.uniform(3, 10))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            stored = len(list(kept.glob("zoo-shard-*")))
-            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-            found = Zoo.load(kept / "zoo")
-            expected = whole if i % 2 == 0 else collect(replace(settings, seed=1), 1, progress=False)
+    shards = len(settings.shards())
+    with empty_cache(), tempfile.TemporaryDirectory() as folder:
+        for i in range(options.rounds):
+            cache, file, chosen = Path(folder) / f"cache{i}", Path(folder) / "zoo.json", replace(settings, seed=i)
+            file.write_text(json.dumps(asdict(chosen)))
+            command = [sys.executable, "-m", "flownlib.training", "--zoo-settings", str(file), "--output", str(cache / "zoo")]
+            begun = draw.randrange(shards)
+            stored = killed(command, cache, begun, draw.uniform(0, 0.2 if begun else 3))  # the first shard takes a start
+            subprocess.run(command, env=os.environ | {"FLOWN_CACHE": str(cache)}, check=True, stdout=subprocess.DEVNULL)
+            found, expected = Zoo.load(cache / "zoo"), collect(chosen, 1, progress=False)
             same = found.digest() == expected.digest() and not found.table.duplicated(["task", "seed"]).any()
             survived += same
-            print(
-                f"kill {i + 1:>2}: {stored:>2} of 10 shards were stored, then the {'same' if same else 'WRONG'} zoo", flush=True
-            )
-        del cache
-    low = survived / rounds
-    setting = {"kills": rounds, "device": device_name("cpu")}
-    return [results.record("kills_survived", "collect", setting, Interval(survived, low, survived, rounds), [0])]
+            verdict = "the same zoo" if same else "ANOTHER ZOO"
+            print(f"kill {i + 1:>2}: {stored:>2} of {shards} shards were stored, then {verdict}", flush=True)
+    setting = {"kills": options.rounds, "device": device_name("cpu")}
+    return [results.record("kills_survived", "collect", setting, proportion_interval(survived, options.rounds), [0])]
 
 
 def device_name(device: str) -> str:

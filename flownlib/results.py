@@ -41,7 +41,7 @@ QUANTITIES = {
     "networks_per_second": "networks evaluated on 5,000 images in a second of processor time",
     "share_of_peak": "fraction of this machine's matrix-multiplication rate",
     "seconds_collect": "seconds by the clock to collect a zoo",
-    "kills_survived": "collections killed at a random moment that went on to the same zoo",
+    "kills_survived": "fraction of collections, killed at a random moment, that went on to the same zoo",
     "speedup": "ratio of two times",
 }
 RECORD_KEYS = {"quantity", "method", "setting", "value", "low", "high", "n", "seeds"}
