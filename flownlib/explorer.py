@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flownlib.classifiers import Classifier
-from flownlib.figures import GREY, INK, PALETTE, free_figure
+from flownlib.figures import GREY, INK, PALETTE, filter_strip, free_figure, prediction_bars
 from flownlib.generators import FlowGenerator
 from flownlib.panel import Panel
 from flownlib.scoring import score
@@ -62,9 +62,11 @@ def draw(recording: Recording, stop: int, network: int) -> Figure:
     """One moment of one network: its place among all trajectories, its filters, its accuracy so far, its predictions."""
     fig = free_figure(11, 5.2)
     _draw_paths(fig, recording, stop, network)
-    _draw_filters(fig, recording.filters[stop, network])
+    filter_strip(fig.add_axes((0.55, 0.78, 0.43, 0.13)), recording.filters[stop, network])
     _draw_accuracy(fig.add_axes((0.55, 0.50, 0.43, 0.20)), recording, stop, network)
-    _draw_predictions(fig, recording, stop, network)
+    axes = fig.add_axes((0.55, 0.20, 0.43, 0.13)), fig.add_axes((0.55, 0.03, 0.43, 0.16))
+    prediction_bars(*axes, recording.images, recording.labels, recording.probabilities[stop, network])
+    axes[0].set_title("predictions on six test images (green: the right class)", fontsize=10)
     return fig
 
 
@@ -83,38 +85,11 @@ def _draw_paths(fig: Figure, recording: Recording, stop: int, network: int) -> N
     fig.colorbar(dots, cax=fig.add_axes((0.075, 0.11, 0.385, 0.03)), orientation="horizontal", label="test accuracy")
 
 
-def _draw_filters(fig: Figure, filters: Tensor) -> None:
-    # one image with white gaps instead of eight axes
-    size = filters.shape[-1]
-    strip = torch.full((size, len(filters) * (size + 1) - 1), float("nan"))
-    for i, kernel in enumerate(filters):
-        strip[:, i * (size + 1) : i * (size + 1) + size] = kernel
-    limit, ax = float(filters.abs().max()), fig.add_axes((0.55, 0.78, 0.43, 0.13))
-    ax.imshow(strip.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    ax.set_title("decoded first-layer filters", fontsize=10)
-    ax.axis("off")
-
-
 def _draw_accuracy(ax: plt.Axes, recording: Recording, stop: int, network: int) -> None:
     ax.plot(recording.t.numpy(), recording.accuracy.numpy(), color=GREY, lw=0.8, alpha=0.4)
     ax.plot(recording.t.numpy(), recording.accuracy[:, network].numpy(), color=PALETTE[1], lw=2)
     ax.axvline(recording.t[stop], color=INK, lw=1)
     ax.set(xlabel="flow time t", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-
-
-def _draw_predictions(fig: Figure, recording: Recording, stop: int, network: int) -> None:
-    strip = torch.cat(list(recording.images), dim=1)
-    images, bars = fig.add_axes((0.55, 0.20, 0.43, 0.13)), fig.add_axes((0.55, 0.03, 0.43, 0.16))
-    images.imshow(strip.numpy(), cmap="gray_r", aspect="auto")
-    images.set_title("predictions on six test images (green: the right class)", fontsize=10)
-    images.axis("off")
-    probabilities = recording.probabilities[stop, network]
-    count, classes = probabilities.shape
-    places = torch.arange(count)[:, None] + (torch.arange(classes) + 0.5) / (classes + 1)
-    right = torch.arange(classes) == recording.labels[:, None]
-    colors = [PALETTE[2] if r else GREY for r in right.flatten()]
-    bars.bar(places.flatten().numpy(), probabilities.flatten().numpy(), width=0.8 / classes, color=colors)
-    bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
 
 
 def trajectory_explorer(recordings: dict[str, Recording]) -> Panel:

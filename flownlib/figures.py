@@ -124,6 +124,30 @@ def filters(weights: Tensor, titles: Sequence[str]) -> Figure:
     return fig
 
 
+def filter_strip(ax: Axes, filters: Tensor) -> None:
+    """The filters [f, k, k] of one network side by side: one picture with white gaps, drawn sooner than f axes."""
+    size = filters.shape[-1]
+    strip = torch.full((size, len(filters) * (size + 1) - 1), float("nan"))
+    for i, kernel in enumerate(filters):
+        strip[:, i * (size + 1) : i * (size + 1) + size] = kernel
+    limit = float(filters.abs().max())
+    ax.imshow(strip.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.set_title("decoded first-layer filters", fontsize=10)
+    ax.axis("off")
+
+
+def prediction_bars(pictures: Axes, bars: Axes, images: Tensor, answers: Tensor, probabilities: Tensor) -> None:
+    """Images [n, h, w] above their class probabilities [n, classes], the right class in green."""
+    pictures.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r", aspect="auto")
+    pictures.axis("off")
+    count, classes = probabilities.shape
+    places = torch.arange(count)[:, None] + (torch.arange(classes) + 0.5) / (classes + 1)
+    right = torch.arange(classes) == answers[:, None]
+    colors = [PALETTE[2] if r else GREY for r in right.flatten()]
+    bars.bar(places.flatten().numpy(), probabilities.flatten().numpy(), width=0.8 / classes, color=colors)
+    bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
+
+
 def projection(points: Tensor, labels: Sequence[str], note: str = "principal coordinate") -> Figure:
     """Points [n, 2] coloured by label."""
     fig, ax = plt.subplots(figsize=(5.6, 4.4))

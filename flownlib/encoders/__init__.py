@@ -1,7 +1,43 @@
 """Weight encoders: weights ↔ latents."""
 
-from flownlib.encoders.base import Encoder, Reconstruction, Standardiser, WeightSpace, reconstruct
+from __future__ import annotations
+
+from pathlib import Path
+
+from flownlib.artifacts import ArtifactError, load_artifact, save_artifact
+from flownlib.encoders.base import Encoder, Reconstruction, Standardiser, WeightSpace, check_layout, reconstruct
 from flownlib.encoders.linear import PCA
 from flownlib.encoders.vae import VAE, VAESettings, train_vae
 
-__all__ = ["PCA", "VAE", "Encoder", "Reconstruction", "Standardiser", "VAESettings", "WeightSpace", "reconstruct", "train_vae"]
+__all__ = [
+    "PCA",
+    "VAE",
+    "Encoder",
+    "Reconstruction",
+    "Standardiser",
+    "VAESettings",
+    "WeightSpace",
+    "check_layout",
+    "load",
+    "reconstruct",
+    "save",
+    "train_vae",
+]
+KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE}
+
+
+def save(encoder: Encoder, path: Path | str) -> None:
+    """Write a folder with safetensors and JSON, all or nothing."""
+    save_artifact(path, encoder.as_artifact())
+
+
+def load(path: Path | str) -> Encoder:
+    """Read what `save` wrote; it decodes to the same bits.
+
+    Raises:
+        ArtifactError: if the folder is missing, damaged or holds no encoder.
+    """
+    artifact = load_artifact(path)
+    if artifact.meta.get("encoder") not in KINDS:
+        raise ArtifactError(f"{path} is not an encoder; it says it is {artifact.meta.get('encoder')!r}.")
+    return KINDS[artifact.meta["encoder"]].from_artifact(artifact)

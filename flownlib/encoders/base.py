@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from flownlib.artifacts import Artifact
 from flownlib.layout import Layout
 from flownlib.scoring import score
 from flownlib.tasks import Task
@@ -19,12 +20,32 @@ class Encoder(Protocol):
     """Anything that turns weights [n, p] into latents [n, k] of about unit scale, and back."""
 
     latent_dim: int
+    layout: Layout
 
     def encode(self, weights: Tensor) -> Tensor:
         """Latents [n, k]."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Weights [n, p]."""
+
+    def as_artifact(self) -> Artifact:
+        """Everything that `from_artifact` of the same class needs."""
+
+
+def check_layout(layout: Layout, zoo: Zoo) -> None:
+    """Refuse networks that an encoder was not made for.
+
+    Raises:
+        ValueError: naming both layouts.
+    """
+    if layout != zoo.layout:
+        raise ValueError(f"this encoder takes {_described(layout)}, and the zoo holds {_described(zoo.layout)}; fit one to it")
+
+
+def _described(layout: Layout) -> str:
+    """For example "2,464 numbers (conv1.weight 8×1×5×5, …, fc2.bias 10)"."""
+    ends = [(layout.names[i], "×".join(map(str, layout.shapes[i])) or "1") for i in (0, -1)]
+    return f"{layout.size:,} numbers ({ends[0][0]} {ends[0][1]}, …, {ends[1][0]} {ends[1][1]})"
 
 
 @dataclass(frozen=True)
@@ -56,12 +77,22 @@ class Standardiser:
 class WeightSpace:
     """The encoder that encodes nothing: latents are the standardised weights themselves."""
 
+    layout: Layout
     standardiser: Standardiser
 
     @classmethod
     def fit(cls, zoo: Zoo) -> WeightSpace:
         """Standardise by the zoo's own statistics."""
-        return cls(Standardiser.fit(zoo.weights, zoo.layout))
+        return cls(zoo.layout, Standardiser.fit(zoo.weights, zoo.layout))
+
+    def as_artifact(self) -> Artifact:
+        """Mean, scale and layout."""
+        return Artifact(asdict(self.standardiser), {"encoder": "weights", "layout": self.layout.as_json()})
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> WeightSpace:
+        """The inverse of `as_artifact`."""
+        return cls(Layout.from_json(artifact.meta["layout"]), Standardiser(**artifact.tensors))
 
     @property
     def latent_dim(self) -> int:
@@ -91,7 +122,11 @@ def reconstruct(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task], baseline:
 
     Args:
         baseline: the mean [p] that explains nothing, by default the zoo's own.
+
+    Raises:
+        ValueError: if the zoo has another layout than the encoder was fitted to.
     """
+    check_layout(encoder.layout, zoo)
     with torch.no_grad():
         decoded = encoder.decode(encoder.encode(zoo.weights))
     mean = zoo.weights.mean(0) if baseline is None else baseline

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from flownlib.artifacts import Artifact
 from flownlib.encoders.base import Standardiser
+from flownlib.layout import Layout
 from flownlib.zoo import Zoo
 
 
@@ -15,6 +17,7 @@ from flownlib.zoo import Zoo
 class PCA:
     """Latents are the first k principal coordinates, each scaled to unit variance on the training zoo."""
 
+    layout: Layout
     standardiser: Standardiser
     components: Tensor  # [k, p], orthonormal rows
     deviations: Tensor  # [k]
@@ -30,7 +33,18 @@ class PCA:
             raise ValueError(f"{len(zoo)} networks have at most {len(zoo) - 1} principal components, not {latent_dim}")
         standardiser = Standardiser.fit(zoo.weights, zoo.layout)
         _, values, components = torch.linalg.svd(standardiser.forward(zoo.weights), full_matrices=False)
-        return cls(standardiser, components[:latent_dim], values[:latent_dim] / (len(zoo) - 1) ** 0.5)
+        return cls(zoo.layout, standardiser, components[:latent_dim], values[:latent_dim] / (len(zoo) - 1) ** 0.5)
+
+    def as_artifact(self) -> Artifact:
+        """Mean, scale, components, deviations and layout."""
+        tensors = asdict(self.standardiser) | {"components": self.components, "deviations": self.deviations}
+        return Artifact(tensors, {"encoder": "pca", "layout": self.layout.as_json()})
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> PCA:
+        """The inverse of `as_artifact`."""
+        mean, scale, components, deviations = (artifact.tensors[k] for k in ("mean", "scale", "components", "deviations"))
+        return cls(Layout.from_json(artifact.meta["layout"]), Standardiser(mean, scale), components, deviations)
 
     @property
     def latent_dim(self) -> int:

@@ -13,19 +13,27 @@ from tqdm.auto import tqdm
 
 from flownlib.artifacts import Artifact
 from flownlib.classifiers import Classifier, classifier
+from flownlib.encoders import networks
 from flownlib.encoders.base import Standardiser
 from flownlib.layout import Layout
 from flownlib.optimisation import warmup_cosine
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo
 
+ARCHITECTURES = ("mlp", "tokens", "conv1d")
+
 
 @dataclass(frozen=True)
 class VAESettings:
-    """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step."""
+    """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step.
 
+    Without a `kl_loss` the latents are the encoder's means plus `latent_noise`, as in p-diff's autoencoder.
+    """
+
+    architecture: str = "mlp"  # one of ARCHITECTURES
     latent_dim: int = 64
     width: int = 512
+    token_size: int = 64  # weights in a token; 0 makes every unit a token
     steps: int = 1200
     batch_size: int = 48
     learning_rate: float = 1e-3
@@ -33,24 +41,41 @@ class VAESettings:
     weight_loss: float = 0.1
     behaviour_loss: float = 1.0
     kl_loss: float = 1e-3
+    latent_noise: float = 0.0
     probe_images: int = 24
 
 
+def build(model: Classifier, settings: VAESettings) -> networks.Pair:
+    """The pair of networks that the settings name.
+
+    Raises:
+        ValueError: for an unknown architecture.
+    """
+    p, k, width = model.layout.size, settings.latent_dim, settings.width
+    if settings.architecture == "mlp":
+        return networks.perceptrons(p, k, width)
+    if settings.architecture == "tokens":
+        return networks.tokens(model.layout, k, width, settings.token_size)
+    if settings.architecture == "conv1d":
+        return networks.convolutions(p, k, width)
+    raise ValueError(f"there is no architecture {settings.architecture!r}; choose one of {', '.join(ARCHITECTURES)}")
+
+
 class VAE(nn.Module):
-    """Encoder and decoder are MLPs on standardised weights; latents are standardised posterior means."""
+    """Encoder and decoder are networks on standardised weights; latents are standardised posterior means."""
 
     def __init__(self, model: Classifier, settings: VAESettings) -> None:
         super().__init__()
-        p, k, width = model.layout.size, settings.latent_dim, settings.width
+        p, k = model.layout.size, settings.latent_dim
         self.model, self.settings, self.latent_dim = model, settings, k
-        self.encoder = nn.Sequential(
-            nn.Linear(p, width), nn.SiLU(), nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2 * k)
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(k, width // 2), nn.SiLU(), nn.Linear(width // 2, width), nn.SiLU(), nn.Linear(width, p)
-        )
+        self.encoder, self.decoder = build(model, settings)
         for name, size in {"mean": p, "scale": p, "latent_mean": k, "latent_std": k}.items():
             self.register_buffer(name, torch.zeros(size) if "mean" in name else torch.ones(size))
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the networks that it encodes."""
+        return self.model.layout
 
     @property
     def standardiser(self) -> Standardiser:
@@ -72,8 +97,8 @@ class VAE(nn.Module):
 
     def as_artifact(self) -> Artifact:
         """Tensors and settings, to be stored."""
-        meta = {"classifier": self.model.name, "layout": self.model.layout.as_json(), "settings": asdict(self.settings)}
-        return Artifact(self.state_dict(), meta)
+        meta = {"classifier": self.model.name, "layout": self.layout.as_json(), "settings": asdict(self.settings)}
+        return Artifact(self.state_dict(), {"encoder": "vae"} | meta)
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> VAE:
@@ -104,7 +129,8 @@ def vae_loss(vae: VAE, weights: Tensor, images: Tensor, generator: torch.Generat
     noise = torch.randn(standard.shape, generator=generator, dtype=standard.dtype)
     mean, log_variance = vae.posterior(standard + s.input_noise * noise)
     # z = mu + sigma * eps
-    z = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    deviation = (log_variance / 2).exp() if s.kl_loss else s.latent_noise
+    z = mean + deviation * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
     decoded = vae.decoder(z)
     # KL(q(z | w) || N(0, 1)) per weight
     kl = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean() / standard.shape[1]

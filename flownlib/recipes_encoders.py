@@ -1,0 +1,109 @@
+"""The encoders' comparison: the kinds of zoo, the encoders, and one fit of each, cached with the time it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import flownlib.encoders.base as encoders_base
+import flownlib.encoders.graph as encoders_graph
+import flownlib.encoders.linear as encoders_linear
+import flownlib.encoders.lora as encoders_lora
+import flownlib.encoders.networks as encoders_networks
+import flownlib.encoders.vae as encoders_vae
+from flownlib import recipes, symmetry
+from flownlib.artifacts import Artifact, cached
+from flownlib.encoders import KINDS, PCA, Encoder, LoRA, VAESettings, train_vae
+from flownlib.profiles import Profile
+from flownlib.tasks import Task
+from flownlib.zoo import Zoo, collect
+
+CODE = (encoders_base, encoders_linear, encoders_lora, encoders_networks, encoders_graph, encoders_vae)
+ZOOS = {
+    "shared": "one initialisation, independent orders of minibatches",
+    "independent": "everything independent, as training left it",
+    "aligned": "the independent zoo, balanced and aligned",
+    "one_run": "the last checkpoints of one run a task",
+}
+
+
+def split_zoo(settings: Profile, seed: int, kind: str) -> tuple[Zoo, Zoo]:
+    """(training, held-out) networks of a kind of ZOOS; other seeds are held out, or of a single run its last checkpoints.
+
+    The last checkpoints of a run are near copies of those before them, so that split flatters whoever memorises.
+    """
+    if kind == "aligned":
+        canonical = recipes.canonical_zoo(settings, seed)
+        return canonical.train, canonical.held_out
+    zoo = collect(recipes.zoo_settings(settings, seed, kind))
+    if kind != "one_run":
+        return zoo.split(settings.held_out_per_task)
+    late = zoo.table.groupby("task")["step"].rank(method="dense", ascending=False) <= settings.held_out_per_task
+    return zoo.select(~late), zoo.select(late)
+
+
+def autoencoders(settings: Profile) -> dict[str, VAESettings]:
+    """Every autoencoder of the comparison by name."""
+    mlp = recipes.vae_settings(settings)
+    return {
+        "vae": mlp,
+        "vae_tokens": replace(mlp, architecture="tokens", width=settings.token_width),
+        # p-diff: no behaviour, no KL divergence, a little noise on weights and latents
+        "vae_conv1d": replace(
+            mlp,
+            architecture="conv1d",
+            width=settings.conv_width,
+            weight_loss=1.0,
+            behaviour_loss=0.0,
+            kl_loss=0.0,
+            input_noise=1e-3,
+            latent_noise=0.1,
+        ),
+        "vae_graph": replace(
+            mlp,
+            architecture="graph",
+        ),
+    }
+
+
+def fitters(settings: Profile, seed: int) -> dict[str, Callable[[Zoo, dict[str, Task]], Encoder]]:
+    """How each encoder is fitted to a zoo's training networks."""
+    linear = {
+        "pca": lambda zoo, tasks: PCA.fit(zoo, min(settings.latent_dim, len(zoo) - 1)),
+        "lora": lambda zoo, tasks: LoRA.fit(zoo, settings.lora_rank),
+    }
+    trained = {
+        name: lambda zoo, tasks, chosen=chosen: train_vae(zoo, tasks, chosen, seed)[0]
+        for name, chosen in autoencoders(settings).items()
+    }
+    return linear | trained
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An encoder and the processor seconds that fitting it took."""
+
+    encoder: Encoder
+    seconds: float
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it consists of."""
+        return sum(tensor.numel() for tensor in self.encoder.as_artifact().tensors.values() if tensor.is_floating_point())
+
+
+def fit(settings: Profile, seed: int, kind: str, name: str) -> Fit:
+    """One encoder, fitted to one kind of zoo, from the cache if it is there."""
+    train, _ = split_zoo(settings, seed, kind)
+    tasks = recipes.zoo_tasks(settings)
+    key = {"zoo": train.digest(), "encoder": name, "settings": settings.as_dict(), "seed": seed}
+
+    def build() -> Artifact:
+        start = time.process_time()
+        encoder = fitters(settings, seed)[name](train, tasks)
+        seconds, made = time.process_time() - start, encoder.as_artifact()
+        return replace(made, meta=made.meta | {"seconds": seconds})
+
+    stored = cached("encoder", key, build, code=CODE)
+    return Fit(KINDS[stored.meta["encoder"]].from_artifact(stored), stored.meta["seconds"])

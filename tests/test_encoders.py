@@ -1,0 +1,114 @@
+"""Every encoder behind one protocol: storage, layouts, the networks of the autoencoders, and the latent map."""
+
+import pytest
+import torch
+
+from flownlib import encoders, latent_map, recipes_encoders
+from flownlib.artifacts import ArtifactError, save_artifact
+from flownlib.classifiers import cnn_small, mlp
+from flownlib.encoders import VAESettings, networks, reconstruct, train_vae
+from flownlib.encoders.vae import ARCHITECTURES
+from flownlib.scoring import score
+
+
+@pytest.fixture(scope="module")
+def fitted(canonical, tasks, smoke):
+    """Each encoder of the comparison, fitted to the smoke zoo."""
+    return {name: fit(canonical.train, tasks) for name, fit in recipes_encoders.fitters(smoke, 0).items()}
+
+
+def test_all_architectures_are_compared(smoke):
+    assert {chosen.architecture for chosen in recipes_encoders.autoencoders(smoke).values()} == set(ARCHITECTURES)
+
+
+def test_a_stored_encoder_decodes_to_the_same_bits(fitted, canonical, tmp_path):
+    for name, encoder in fitted.items():
+        encoders.save(encoder, tmp_path / name)
+        loaded = encoders.load(tmp_path / name)
+        latents = encoder.encode(canonical.held_out.weights)
+        assert latents.shape == (len(canonical.held_out), encoder.latent_dim), name
+        assert torch.equal(latents, loaded.encode(canonical.held_out.weights)), name
+        assert torch.equal(encoder.decode(latents), loaded.decode(latents)), name
+
+
+def test_latents_have_about_unit_scale_and_decode_to_finite_weights(fitted, canonical):
+    for name, encoder in fitted.items():
+        latents = encoder.encode(canonical.train.weights)
+        assert 0.3 < latents.square().mean().sqrt() < 3, name
+        assert encoder.decode(latents).shape == canonical.train.weights.shape and encoder.decode(latents).isfinite().all()
+
+
+def test_networks_of_another_layout_are_refused_by_naming_both(fitted, canonical, tasks):
+    model = mlp((4,))
+    other = canonical.held_out
+    other = type(other)(torch.zeros(len(other), model.layout.size), other.table, model)
+    for encoder in fitted.values():
+        with pytest.raises(ValueError, match=r"takes 2,464 numbers .conv1.weight 8×1×5×5.* holds 3,190 numbers .fc1.weight 4×784"):
+            reconstruct(encoder, other, tasks)
+
+
+def test_what_is_no_encoder_is_refused(canonical, tmp_path):
+    save_artifact(tmp_path / "zoo", canonical.train.as_artifact())
+    with pytest.raises(ArtifactError, match="is not an encoder"):
+        encoders.load(tmp_path / "zoo")
+    with pytest.raises(ValueError, match="there is no architecture 'rnn'; choose one of mlp"):
+        encoders.VAE(canonical.train.model, VAESettings(architecture="rnn"))
+
+
+@pytest.mark.parametrize("size", [0, 7, 64])
+def test_every_weight_is_in_one_token(size):
+    layout = cnn_small().layout
+    places = networks.token_places(layout, size)
+    assert torch.equal(places[places < layout.size].sort().values, torch.arange(layout.size))
+    assert places.max() <= layout.size
+    if size == 0:  # the first token is the first filter and its bias
+        tensors = layout.views(torch.arange(layout.size))
+        expected = torch.cat([tensors["conv1.weight"][0].flatten(), tensors["conv1.bias"][:1]])
+        assert len(places) == 8 + 6 + 4 + 20 + 10 and torch.equal(places[0][: len(expected)], expected)
+
+
+@pytest.mark.parametrize("size", [0, 64])
+def test_a_token_decoder_puts_weights_where_the_encoder_found_them(size):
+    """With the transformer's output replaced by the tokens themselves, decoding is the exact inverse of cutting up."""
+    layout = cnn_small().layout
+    encoder, decoder = networks.tokens(layout, 16, 8, size)
+    weights = torch.randn(3, layout.size)
+    tokens = torch.nn.functional.pad(weights, (0, 1))[:, encoder.places]
+    assert torch.equal(tokens.flatten(1)[:, decoder.slots], weights)
+
+
+def test_latent_tokens_share_the_latents_evenly():
+    with pytest.raises(ValueError, match="8 latent tokens cannot share 12 numbers"):
+        networks.tokens(cnn_small().layout, 12, 8, 64)
+
+
+@pytest.mark.parametrize("architecture", ["tokens", "conv1d"])
+def test_an_autoencoder_learns(canonical, tasks, architecture):
+    settings = VAESettings(
+        architecture, 8, 32, steps=60, weight_loss=1.0, behaviour_loss=0.0, kl_loss=0.0, input_noise=0.0
+    )  # fmt: skip
+    history = train_vae(canonical.train, tasks, settings, 0, progress=False)[1]
+    first, last = (sum(step["weights"] for step in part) / 10 for part in (history[:10], history[-10:]))
+    assert last < 0.95 * first
+
+
+def test_the_map_shows_what_its_points_decode_to(fitted, canonical, tasks):
+    encoder, zoo = fitted["vae"], canonical.train
+    found = latent_map.survey(encoder, zoo.model, zoo.weights, zoo.table["task"].tolist(), tasks, stops=5, images=50)
+    centre, axes = latent_map.plane(encoder.encode(zoo.weights))
+    weights = encoder.decode((centre + found.x[3] * axes[0] + found.y[1] * axes[1])[None])
+    name = found.tasks[1]
+    expected = score(zoo.model, weights, tasks[name].test.x[:50], tasks[name].test.y[:50], backend="torch").accuracy
+    assert abs(found.accuracy[1, 1, 3] - expected[0]) < 0.021
+    assert torch.allclose(found.filters[1, 3].flatten(), zoo.layout.views(weights)["conv1.weight"].flatten(), atol=1e-5)
+    assert found.points.amin(0)[0] >= found.x[0] and found.points.amax(0)[1] <= found.y[-1]
+
+
+def test_the_walk_follows_its_sliders(fitted, canonical, tasks):
+    zoo = canonical.train
+    panel = latent_map.latent_walk(
+        latent_map.survey(fitted["vae"], zoo.model, zoo.weights, zoo.table["task"].tolist(), tasks, stops=3, images=20)
+    )
+    before = panel.image.value
+    panel.controls["row"].value = 2
+    assert panel.image.value != before and bytes(panel.image.value).startswith(b"\x89PNG")
