@@ -70,7 +70,7 @@ def canonical_zoo(settings: Profile, seed: int, progress: bool = True) -> Canoni
         parts = {"train": aligner(train, seed).weights, "held_out": aligner(held_out, seed).weights}
         return Artifact(parts | {f"reference.{task}": reference for task, reference in aligner.references.items()})
 
-    stored = cached("canonical", key, build, code=(symmetry,)).tensors
+    stored = cached("canonical", key, build, code=symmetry.CODE).tensors
     aligner = Aligner(train.model, {task: stored[f"reference.{task}"] for task in train.tasks})
     return CanonicalZoo(train.with_weights(stored["train"]), held_out.with_weights(stored["held_out"]), aligner)
 
@@ -88,7 +88,7 @@ def trained_vae(settings: Profile, seed: int, progress: bool = True) -> VAE:
     def build() -> Artifact:
         return train_vae(zoo.train, zoo_tasks(settings), chosen, seed, progress)[0].as_artifact()
 
-    return VAE.from_artifact(cached("vae", key, build, code=(symmetry, encoders_base, encoders_vae)))
+    return VAE.from_artifact(cached("vae", key, build, code=(*symmetry.CODE, encoders_base, encoders_vae)))
 
 
 def encoder(settings: Profile, seed: int, progress: bool = True) -> Encoder:

@@ -226,7 +226,7 @@ def compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
 
 def latent_compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
     """`compare` on every one of the `latent_initialisations`."""
-    code = (recipes, symmetry, encoders_base, encoders_vae, flow_module, flows, context_module)
+    code = (recipes, *symmetry.CODE, encoders_base, encoders_vae, flow_module, flows, context_module)
     return _cached_curves(
         "latent", settings, seed, lambda: compare(cnn_small(), latent_initialisations(settings, seed), found, seed), code
     )

@@ -112,7 +112,7 @@ class Study:
 
 
 ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_module)
-VAE_CODE = (*ZOO_CODE, symmetry, encoders.base, encoders.vae)
+VAE_CODE = (*ZOO_CODE, *symmetry.CODE, encoders.base, encoders.vae)
 FLOW_CODE = (*VAE_CODE, context, flow, generators.base, generators.flows, generators.nulls, evaluation)
 STUDIES = {
     "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3, ZOO_CODE),

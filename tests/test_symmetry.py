@@ -1,21 +1,82 @@
 """Balancing, permuting and matching never change a function, and do what they are for."""
 
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from flownlib.classifiers import CLASSIFIERS, mlp
-from flownlib.symmetry import balance, hidden_layers, match, permute
+from flownlib.classifiers import CLASSIFIERS, Classifier, cnn_small, mlp
+from flownlib.modules import ModuleClassifier, torchvision_classifier
+from flownlib.residual import ResidualBlock, residual_classifier
+from flownlib.symmetry import Aligner, Axis, Group, Norm, Rescaling, Symmetries, balance, match, permute, rescale, symmetries
+from flownlib.symmetry.derivation import of_layers, of_module
+from flownlib.zoo import Zoo
 
-MODELS = [make() for make in CLASSIFIERS.values()] + [mlp((16, 12))]
+
+class PreActivation(nn.Module):
+    """A block whose norms come first (He et al. 2016b): they read the stream of a sum, so its scale is not free."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.conv1, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(5, affine=False)
+
+    def forward(self, x):
+        return x + self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
+
+
+def mixed():
+    """Every other kind of part in one network: norms before and after a ReLU and a flattening, smooth activations."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, 2), nn.ReLU(), nn.BatchNorm2d(6), PreActivation(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.BatchNorm1d(54), nn.LeakyReLU(), nn.Linear(54, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 9)),
+        *(nn.LayerNorm(9, elementwise_affine=False), nn.GELU(), nn.Dropout(), nn.Linear(9, 7), nn.SiLU(), nn.Linear(7, 10)),
+    )
+
+
+CHAINS = [make() for make in CLASSIFIERS.values()] + [mlp((16, 12))]
+RESIDUAL = [residual_classifier(), residual_classifier(4, 4)]
+MIXED = ModuleClassifier("mixed", (1, 14, 14), mixed, statistics=True)
+MODELS = [*CHAINS, *RESIDUAL, MIXED]
+each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+
+
+def generic(model, n, generator):
+    """Networks [n, p] in float64 without anything special about them, their batch norms' statistics included."""
+    if isinstance(model, Classifier):
+        return model.initialise(n, generator, torch.float64) * 2
+    tensors = model.layout.views(model.initialise(n, generator, torch.float64))
+    for name, tensor in tensors.items():
+        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        tensors[name] = 0.05 + 3 * noise if "running_var" in name else tensor + 0.4 * (noise - 0.5)
+    return model.layout.join(tensors)
 
 
 def networks(model, n=3):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, *model.image_shape, generator=generator, dtype=torch.float64)
-    return model.initialise(n, generator, torch.float64) * 2, x, generator
+    return generic(model, n, generator), x, generator
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def orders(m, group, generator):
+    return torch.rand(m, group.units, generator=generator).argsort(1)
+
+
+def scrambled(model, weights, generator):
+    """The same functions with the units of every group in random order."""
+    tensors = model.layout.views(weights)
+    for group in symmetries(model).groups:
+        tensors = permute(tensors, group, orders(len(weights), group, generator))
+    return model.layout.join(tensors)
+
+
+def change(model, tensors, weights, x):
+    return (model.forward(model.layout.join(tensors), x) - model.forward(weights, x)).abs().max()
+
+
+@each_model
 def test_functions_are_unchanged(model):
     weights, x, generator = networks(model)
     before = model.forward(weights, x)
@@ -26,30 +87,219 @@ def test_functions_are_unchanged(model):
     assert (balanced - weights).abs().max() > 1e-3 and (matched - balanced).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_matching_undoes_a_permutation(model):
+@each_model
+def test_a_group_moves_all_of_its_axes_or_none(model):
     weights, x, generator = networks(model, 1)
     tensors = model.layout.views(weights)
-    for hidden in hidden_layers(model):
-        tensors = permute(tensors, hidden, torch.randperm(hidden.units, generator=generator)[None])
-    scrambled = model.layout.join(tensors)
-    assert (scrambled - weights).norm() > 1
-    assert (model.forward(scrambled, x) - model.forward(weights, x)).abs().max() < 1e-10
-    assert (match(model, scrambled, weights[0], generator, restarts=20) - weights).abs().max() < 1e-12
+    for group in symmetries(model).groups:
+        order = orders(1, group, generator).roll(1, dims=1)
+        assert change(model, permute(tensors, group, order), weights, x) < 1e-10
+        for left_out in group.axes:
+            partial = Group(group.units, tuple(axis for axis in group.axes if axis != left_out))
+            assert change(model, permute(tensors, partial, order), weights, x) > 1e-6, left_out
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_balancing_equalises_norms_and_undoes_a_rescaling(model):
+@each_model
+def test_a_rescaling_multiplies_and_divides(model):
+    weights, x, generator = networks(model, 1)
+    tensors = model.layout.views(weights)
+    for rescaling in symmetries(model).rescalings:
+        scale = 0.5 + torch.rand(1, rescaling.multiplied[0].units(tensors).shape[2], generator=generator, dtype=torch.float64)
+        assert change(model, rescale(tensors, rescaling, scale), weights, x) < 1e-10
+        for left_out in rescaling.multiplied + rescaling.divided:
+            parts = (tuple(a for a in axes if a != left_out) for axes in (rescaling.multiplied, rescaling.divided))
+            assert change(model, rescale(tensors, Rescaling(*parts), scale), weights, x) > 1e-6, left_out
+
+
+@each_model
+def test_matching_undoes_a_permutation(model):
+    weights, x, generator = networks(model, 1)
+    moved = scrambled(model, weights, generator)
+    assert (moved - weights).norm() > 1
+    assert (model.forward(moved, x) - model.forward(weights, x)).abs().max() < 1e-10
+    assert (match(model, moved, weights[0], generator, restarts=20) - weights).abs().max() < 1e-12
+
+
+@each_model
+def test_balancing_undoes_rescalings(model):
     weights, _, generator = networks(model)
+    known, tensors = symmetries(model), model.layout.views(weights)
+    for rescaling in known.rescalings[:1]:
+        units = rescaling.multiplied[0].units(tensors).shape[2]
+        tensors = rescale(tensors, rescaling, 0.5 + torch.rand(3, units, generator=generator, dtype=torch.float64))
+    for norm in known.norms:
+        # the equation by hand: W → s W, mean → s mean, variance → s² (variance + epsilon) - epsilon
+        variance = tensors[norm.variance.tensor]
+        scale = 0.5 + torch.rand(variance.shape, generator=generator, dtype=torch.float64)
+        tensors[norm.variance.tensor] = scale**2 * (variance + norm.epsilon) - norm.epsilon
+        for axis in norm.multiplied:
+            shape = (*scale.shape, *[1] * (tensors[axis.tensor].dim() - 2))
+            tensors[axis.tensor] = tensors[axis.tensor] * scale.view(shape)
+    moved = model.layout.join(tensors)
+    assert (moved - weights).norm() > 1e-1
+    assert (balance(model, weights, rounds=60) - balance(model, moved, rounds=60)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("model", [*CHAINS, *RESIDUAL], ids=lambda model: model.name)
+def test_balancing_equalises_norms_and_variances(model):
+    weights, _, _ = networks(model)
+    known, tensors = symmetries(model), model.layout.views(balance(model, weights, rounds=200))
+    for rescaling in known.rescalings:
+        into, out = (
+            sum(axis.units(tensors).square().sum((1, 3)) for axis in axes) for axes in (rescaling.multiplied, rescaling.divided)
+        )
+        assert (into - out).abs().max() < 1e-2 * out.max()
+    for norm in known.norms:
+        assert (tensors[norm.variance.tensor] + norm.epsilon - 1).abs().max() < 1e-12
+
+
+def test_a_dead_channel_keeps_a_finite_scale_and_a_variance():
+    model = RESIDUAL[0]
+    weights, x, _ = networks(model, 1)
     tensors = {name: tensor.clone() for name, tensor in model.layout.views(weights).items()}
-    hidden = hidden_layers(model)[0]
-    scale = torch.rand(3, hidden.units, generator=generator, dtype=torch.float64) + 0.5
-    first, bias, following = f"{hidden.layer}.weight", f"{hidden.layer}.bias", f"{hidden.following}.weight"
-    tensors[first] = tensors[first] * scale.view(3, -1, *[1] * (tensors[first].dim() - 2))
-    tensors[bias] = tensors[bias] * scale
-    tensors[following] = (hidden.outgoing(tensors) / scale[:, None, :, None]).reshape_as(tensors[following])
-    a, b = balance(model, weights, rounds=60), balance(model, model.layout.join(tensors), rounds=60)
-    assert (a - b).abs().max() < 1e-3
+    tensors["1.running_var"][0, :2] = torch.tensor([0.0, 1e-7])
+    weights = model.layout.join(tensors)
+    balanced = balance(model, weights, rounds=1)
+    before = model.forward(weights, x)
+    assert (model.forward(balanced, x) - before).abs().max() < 1e-10 * before.abs().max()
+    found = model.layout.views(balanced)
+    assert found["1.running_var"].min() >= 0
+    assert found["0.weight"].abs().max() <= 100 * tensors["0.weight"].abs().max()
+
+
+@pytest.mark.parametrize("model", CHAINS, ids=lambda model: model.name)
+def test_layers_and_graph_give_the_same_description(model):
+    assert of_layers(model) == of_module(model.module())
+    assert symmetries(ModuleClassifier("plain", model.image_shape, model.module)) == symmetries(model)
+
+
+def test_a_chain_in_full():
+    conv = (Axis("conv3.weight", 0), Axis("conv3.bias", 0))
+    flattened = (Axis("fc1.weight", 1, repeat=9),)
+    found = symmetries(cnn_small())
+    assert found.groups[2] == Group(4, conv + flattened) and found.rescalings[2] == Rescaling(conv, flattened)
+    assert [group.units for group in found.groups] == [8, 6, 4, 20] and found.norms == ()
+
+
+def test_a_residual_block_in_full():
+    block = nn.Sequential(nn.Conv2d(1, 4, 1), ResidualBlock(4, 4, 1), nn.Flatten(), nn.Linear(16, 2))
+    norm = ("weight", "bias", "running_mean", "running_var")
+    stream = (
+        *(Axis("0.weight", 0), Axis("0.bias", 0), Axis("1.conv1.weight", 1), Axis("1.conv2.weight", 0)),
+        *(Axis(f"1.bn2.{name}", 0) for name in norm),
+        Axis("3.weight", 1, repeat=4),
+    )
+    inner = (Axis("1.conv1.weight", 0), *(Axis(f"1.bn1.{name}", 0) for name in norm), Axis("1.conv2.weight", 1))
+    assert of_module(block) == Symmetries(
+        (Group(4, stream), Group(4, inner)),
+        (
+            Rescaling((stream[0], stream[1], stream[4], stream[5]), (stream[2], stream[8])),
+            Rescaling((inner[1], inner[2]), (inner[5],)),
+        ),
+        (
+            Norm((inner[0], inner[3]), inner[4], 1e-5),
+            Norm((stream[3], stream[6]), stream[7], 1e-5),
+        ),
+    )
+
+
+@pytest.mark.parametrize(("name", "groups"), [("resnet18", 4 + 8), ("resnet34", 4 + 16), ("resnet50", 1 + 4 + 2 * 16)])
+def test_torchvision_resnets_have_a_group_a_stage_and_the_blocks_own(name, groups):
+    import torchvision
+
+    with torch.device("meta"):  # structure only
+        found = of_module(getattr(torchvision.models, name)())
+    assert len(found.groups) == len(found.rescalings) == groups
+    shared = {"layer3.0.downsample.1.running_var", "layer3.1.conv1.weight", "layer4.0.downsample.0.weight"}
+    assert sum(shared <= {axis.tensor for axis in group.axes} for group in found.groups) == 1
+
+
+def test_resnet18_is_unchanged():
+    model = replace(torchvision_classifier("resnet18", "all", image_size=32), statistics=True)
+    weights, x, generator = networks(model, 1)
+    before = model.forward(weights, x[:2])
+    for moved in (scrambled(model, weights, generator), balance(model, weights, rounds=1)):
+        assert (model.forward(moved, x[:2]) - before).abs().max() < 1e-10 * before.abs().max()
+        assert (moved - weights).norm() > 10
+
+
+class Branching(nn.Module):
+    """Its graph depends on its input."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Twice(nn.Module):
+    """One layer used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(self.layer(x.flatten(1)).relu())
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), "the symmetries of '_1', Conv2d.*groups=2"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)), "GroupNorm.*are not known here"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 4)), "Linear.*are not known here"),
+        (Branching(), "the symmetries of Branching are not known, its graph has no trace"),
+        (Twice(), "the symmetries of 'layer', which is used twice"),
+    ],
+)
+def test_what_is_not_known_is_refused(module, reason):
+    with pytest.raises(ValueError, match=reason):
+        of_module(module)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"statistics": False}, {"patterns": ("*.weight",)}, {"patterns": ("3.*",)}, {"patterns": ("7.*",)}]
+)
+def test_a_part_of_what_a_permutation_moves_is_refused(changes):
+    model = replace(RESIDUAL[0], **changes)
+    with pytest.raises(ValueError, match=r"lie along .* too, which is not among its weights: take all of them"):
+        balance(model, model.initialise(1, torch.Generator()))
+
+
+def around_one_base(model, n, scale, generator):
+    """A zoo of n networks around one base, in the order of the base's units."""
+    base = generic(model, 1, generator)
+    weights = base + scale * torch.randn(n, base.shape[1], generator=generator, dtype=torch.float64)
+    tensors = model.layout.views(weights)
+    positive = {name: tensor.abs() for name, tensor in tensors.items() if "running_var" in name}
+    table = pd.DataFrame({"task": ["a", "b"] * (n // 2), "seed": range(n)})
+    return Zoo(model.layout.join(tensors | positive), table, model)
+
+
+@pytest.mark.parametrize("reference", ["task", "joint"])
+def test_alignment_brings_scrambled_residual_networks_back_together(reference):
+    model, generator = residual_classifier(4), torch.Generator().manual_seed(0)
+    zoo = around_one_base(model, 8, 0.03, generator)
+    lost = zoo.with_weights(scrambled(model, zoo.weights, generator))
+    found = Aligner.fit(lost, rounds=2, reference=reference)(lost)
+    before, raw = (torch.pdist(balance(model, weights)) for weights in (zoo.weights, lost.weights))
+    after = torch.pdist(found.weights)
+    assert raw.min() > 1.5 * before.max()
+    assert (after - before).abs().max() < 1e-10
+    x = torch.randn(4, 1, 28, 28, generator=generator, dtype=torch.float64)
+    assert (model.forward(found.weights, x) - model.forward(zoo.weights, x)).abs().max() < 1e-10
+
+
+def test_a_joint_reference_serves_every_task_and_a_tasks_own_does_not():
+    generator = torch.Generator().manual_seed(0)
+    zoo = around_one_base(cnn_small(), 4, 0.03, generator)
+    stranger = replace(zoo, table=zoo.table.assign(task="c"))
+    joint, own = (Aligner.fit(zoo, rounds=1, restarts=1, reference=reference) for reference in ("joint", "task"))
+    assert torch.equal(joint(stranger).weights[0], joint(zoo.task("a")).weights[0])
+    assert joint.references == {} and set(own.references) == {"a", "b"}
+    with pytest.raises(ValueError, match="there is no reference for task 'c'"):
+        own(stranger)
+    with pytest.raises(ValueError, match='the reference is "task" or "joint", not \'mean\''):
+        Aligner.fit(zoo, reference="mean")
 
 
 def test_alignment_brings_networks_closer_and_keeps_their_accuracy(canonical, smoke):
