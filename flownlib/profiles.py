@@ -35,6 +35,11 @@ class Profile:
     latent_dim: int = 64
     vae_width: int = 512
     vae_steps: int = 1200
+    # other encoders (notebook 02)
+    token_width: int = 64
+    conv_width: int = 16
+    graph_width: int = 64
+    lora_rank: int = 2
     # flow (notebook 03)
     encoder: str = "vae"  # whose latents the flow lives in: one of ENCODERS
     flow_width: int = 256
@@ -69,6 +74,14 @@ class Profile:
     plane_networks: int = 400  # trained for each task
     plane_flow_steps: int = 1500  # on the whole plane, a third of it on the folded one
     plane_repeats: int = 4  # seeds that are run live
+    # low-rank adaptation (study lora)
+    lora_base_classes: int = 1000  # characters that the base is trained on at most; there are fewer
+    lora_base_images: int = 60  # for each of them
+    lora_base_steps: int = 600
+    lora_images: int = 500  # training images for each alphabet
+    lora_validation_images: int = 250
+    lora_test_images: int = 2000
+    lora_epochs: int = 10
     # studies
     study_seeds: int = 3
 
@@ -91,6 +104,9 @@ PROFILES: dict[str, Profile] = {
         vae_width=64,
         latent_dim=8,
         vae_steps=40,
+        token_width=16,
+        conv_width=4,
+        graph_width=16,
         flow_width=32,
         flow_steps=40,
         flow_batch=32,
@@ -119,6 +135,13 @@ PROFILES: dict[str, Profile] = {
         plane_networks=60,
         plane_flow_steps=60,
         plane_repeats=3,
+        lora_base_classes=20,
+        lora_base_images=10,
+        lora_base_steps=10,
+        lora_images=50,
+        lora_validation_images=20,
+        lora_test_images=50,
+        lora_epochs=1,
     ),
     "tutorial": Profile(),
     "paper": Profile(
@@ -132,6 +155,9 @@ PROFILES: dict[str, Profile] = {
         latent_dim=128,
         vae_width=1024,
         vae_steps=20000,
+        token_width=256,
+        conv_width=64,
+        graph_width=128,
         flow_width=512,
         flow_steps=20000,
         flow_batch=512,
@@ -151,6 +177,12 @@ PROFILES: dict[str, Profile] = {
         fewshot_query_steps=10000,
         fewshot_caml_steps=10000,
         fewshot_episodes=2000,
+        lora_base_images=400,
+        lora_base_steps=10000,
+        lora_images=2000,
+        lora_validation_images=1000,
+        lora_test_images=5000,
+        lora_epochs=50,
     ),
 }
 

@@ -19,7 +19,7 @@ from flownlib.profiles import Profile
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo, collect
 
-CODE = (encoders_base, encoders_linear, encoders_lora, encoders_networks, encoders_graph, encoders_vae)
+CODE = (*symmetry.CODE, encoders_base, encoders_linear, encoders_lora, encoders_networks, encoders_graph, encoders_vae)
 ZOOS = {
     "shared": "one initialisation, independent orders of minibatches",
     "independent": "everything independent, as training left it",
@@ -60,10 +60,7 @@ def autoencoders(settings: Profile) -> dict[str, VAESettings]:
             input_noise=1e-3,
             latent_noise=0.1,
         ),
-        "vae_graph": replace(
-            mlp,
-            architecture="graph",
-        ),
+        "vae_graph": replace(mlp, architecture="graph", width=settings.graph_width),
     }
 
 

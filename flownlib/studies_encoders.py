@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flownlib import classifiers, operations, recipes, recipes_encoders, symmetry
+from flownlib import classifiers, operations, recipes, recipes_encoders
 from flownlib.encoders import Encoder, WeightSpace, reconstruct
 from flownlib.profiles import Profile
 from flownlib.recipes_encoders import ZOOS, fit, fitters, split_zoo
@@ -16,7 +16,7 @@ from flownlib.tasks import Task, glyphs
 from flownlib.training import loops, plan
 from flownlib.zoo import Zoo
 
-CODE = (classifiers, operations, plan, loops, glyphs, symmetry, *recipes_encoders.CODE, recipes_encoders)
+CODE = (classifiers, operations, plan, loops, glyphs, *recipes_encoders.CODE, recipes_encoders)
 
 
 @torch.no_grad()

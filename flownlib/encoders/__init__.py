@@ -7,23 +7,26 @@ from pathlib import Path
 from flownlib.artifacts import ArtifactError, load_artifact, save_artifact
 from flownlib.encoders.base import Encoder, Reconstruction, Standardiser, WeightSpace, check_layout, reconstruct
 from flownlib.encoders.linear import PCA
+from flownlib.encoders.lora import LoRA, adapt
 from flownlib.encoders.vae import VAE, VAESettings, train_vae
 
 __all__ = [
     "PCA",
     "VAE",
     "Encoder",
+    "LoRA",
     "Reconstruction",
     "Standardiser",
     "VAESettings",
     "WeightSpace",
+    "adapt",
     "check_layout",
     "load",
     "reconstruct",
     "save",
     "train_vae",
 ]
-KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE}
+KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE, "lora": LoRA}
 
 
 def save(encoder: Encoder, path: Path | str) -> None:

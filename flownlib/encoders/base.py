@@ -39,10 +39,10 @@ def check_layout(layout: Layout, zoo: Zoo) -> None:
         ValueError: naming both layouts.
     """
     if layout != zoo.layout:
-        raise ValueError(f"this encoder takes {_described(layout)}, and the zoo holds {_described(zoo.layout)}; fit one to it")
+        raise ValueError(f"this encoder takes {described(layout)}, and the zoo holds {described(zoo.layout)}; fit one to it")
 
 
-def _described(layout: Layout) -> str:
+def described(layout: Layout) -> str:
     """For example "2,464 numbers (conv1.weight 8×1×5×5, …, fc2.bias 10)"."""
     ends = [(layout.names[i], "×".join(map(str, layout.shapes[i])) or "1") for i in (0, -1)]
     return f"{layout.size:,} numbers ({ends[0][0]} {ends[0][1]}, …, {ends[1][0]} {ends[1][1]})"
