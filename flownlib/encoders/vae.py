@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from flownlib.artifacts import Artifact
 from flownlib.classifiers import Classifier, classifier
 from flownlib.encoders.base import Standardiser
+from flownlib.encoders.graph import graph_networks
 from flownlib.layout import Layout
 from flownlib.optimisation import warmup_cosine
 from flownlib.tasks import Task
@@ -22,7 +23,10 @@ from flownlib.zoo import Zoo
 
 @dataclass(frozen=True)
 class VAESettings:
-    """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step."""
+    """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step.
+
+    The architecture "graph" has `node_dim` latents for each unit instead of `latent_dim`, and hears `rounds` of messages.
+    """
 
     latent_dim: int = 64
     width: int = 512
@@ -34,21 +38,39 @@ class VAESettings:
     behaviour_loss: float = 1.0
     kl_loss: float = 1e-3
     probe_images: int = 24
+    architecture: str = "mlp"  # or "graph"
+    node_dim: int = 32
+    rounds: int = 3
+
+
+def networks(model: Classifier, settings: VAESettings) -> tuple[nn.Module, nn.Module, int]:
+    """Encoder [n, p] → [n, 2k], decoder [n, k] → [n, p], and k.
+
+    Raises:
+        ValueError: for an unknown architecture.
+    """
+    p, k, width = model.layout.size, settings.latent_dim, settings.width
+    if settings.architecture == "graph":
+        encoder, decoder = graph_networks(model, settings.node_dim, width, settings.rounds)
+        return encoder, decoder, encoder.latent_dim
+    if settings.architecture != "mlp":
+        raise ValueError(f'there is no architecture {settings.architecture!r}; choose "mlp" or "graph"')
+    encoder = nn.Sequential(
+        nn.Linear(p, width), nn.SiLU(), nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2 * k)
+    )
+    decoder = nn.Sequential(
+        nn.Linear(k, width // 2), nn.SiLU(), nn.Linear(width // 2, width), nn.SiLU(), nn.Linear(width, p)
+    )
+    return encoder, decoder, k
 
 
 class VAE(nn.Module):
-    """Encoder and decoder are MLPs on standardised weights; latents are standardised posterior means."""
+    """Encoder and decoder see standardised weights; latents are standardised posterior means."""
 
     def __init__(self, model: Classifier, settings: VAESettings) -> None:
         super().__init__()
-        p, k, width = model.layout.size, settings.latent_dim, settings.width
-        self.model, self.settings, self.latent_dim = model, settings, k
-        self.encoder = nn.Sequential(
-            nn.Linear(p, width), nn.SiLU(), nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2 * k)
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(k, width // 2), nn.SiLU(), nn.Linear(width // 2, width), nn.SiLU(), nn.Linear(width, p)
-        )
+        self.encoder, self.decoder, k = networks(model, settings)
+        self.model, self.settings, self.latent_dim, p = model, settings, k, model.layout.size
         for name, size in {"mean": p, "scale": p, "latent_mean": k, "latent_std": k}.items():
             self.register_buffer(name, torch.zeros(size) if "mean" in name else torch.ones(size))
 
@@ -127,7 +149,8 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = VAE(zoo.model, settings)
-    standardiser = Standardiser.fit(zoo.weights, zoo.layout)
+    fit = Standardiser.by_tensor if settings.architecture == "graph" else Standardiser.fit
+    standardiser = fit(zoo.weights, zoo.layout)
     vae.mean.copy_(standardiser.mean)
     vae.scale.copy_(standardiser.scale)
     optimizer = torch.optim.AdamW(vae.parameters(), settings.learning_rate, weight_decay=1e-4)
@@ -146,12 +169,14 @@ def train_vae(
         optimizer.step()
         schedule.step()
         history.append({name: float(term.detach()) for name, term in terms.items()})
-    _standardise_latents(vae.eval().requires_grad_(False), zoo)
+    standardise_latents(vae.eval().requires_grad_(False), zoo)
     return vae, history
 
 
-def _standardise_latents(vae: VAE, zoo: Zoo) -> None:
+def standardise_latents(vae: VAE, zoo: Zoo) -> None:
     """Unscaled latents are the usual reason why a generator's networks score at chance."""
-    mean, _ = vae.posterior(vae.standardiser.forward(zoo.weights))
-    vae.latent_mean.copy_(mean.mean(0))
-    vae.latent_std.copy_(mean.std(0) + 1e-3)
+    latents, _ = vae.posterior(vae.standardiser.forward(zoo.weights))
+    graph = vae.settings.architecture == "graph"
+    mean, std = vae.encoder.channel_statistics(latents) if graph else (latents.mean(0), latents.std(0))
+    vae.latent_mean.copy_(mean)
+    vae.latent_std.copy_(std + 1e-3)
