@@ -64,6 +64,15 @@ class Standardiser:
             scale[place] = (weights[:, place] - mean[place]).square().mean().sqrt().clamp(min=1e-8)
         return cls(mean, scale)
 
+    @classmethod
+    def by_tensor(cls, weights: Tensor, layout: Layout) -> Standardiser:
+        """One mean and one standard deviation for each tensor, so that hidden units are treated alike [p] each."""
+        mean, scale = torch.empty_like(weights[0]), torch.empty_like(weights[0])
+        for place in layout.slices().values():
+            mean[place] = weights[:, place].mean()
+            scale[place] = weights[:, place].std(correction=0).clamp(min=1e-8)
+        return cls(mean, scale)
+
     def forward(self, weights: Tensor) -> Tensor:
         """Standardised weights, same shape."""
         return (weights - self.mean) / self.scale

@@ -15,25 +15,29 @@ from flownlib.artifacts import Artifact
 from flownlib.classifiers import Classifier, classifier
 from flownlib.encoders import networks
 from flownlib.encoders.base import Standardiser
+from flownlib.encoders.graph import graph_networks
 from flownlib.layout import Layout
 from flownlib.optimisation import warmup_cosine
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo
 
-ARCHITECTURES = ("mlp", "tokens", "conv1d")
+ARCHITECTURES = ("mlp", "tokens", "conv1d", "graph")
 
 
 @dataclass(frozen=True)
 class VAESettings:
     """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step.
 
-    Without a `kl_loss` the latents are the encoder's means plus `latent_noise`, as in p-diff's autoencoder.
+    Without a `kl_loss` the latents are the encoder's means plus `latent_noise`, as in p-diff's autoencoder. The architecture
+    "graph" has `node_dim` latents for each unit instead of `latent_dim`, and hears `rounds` of messages.
     """
 
     architecture: str = "mlp"  # one of ARCHITECTURES
     latent_dim: int = 64
     width: int = 512
     token_size: int = 64  # weights in a token; 0 makes every unit a token
+    node_dim: int = 32
+    rounds: int = 3
     steps: int = 1200
     batch_size: int = 48
     learning_rate: float = 1e-3
@@ -58,6 +62,8 @@ def build(model: Classifier, settings: VAESettings) -> networks.Pair:
         return networks.tokens(model.layout, k, width, settings.token_size)
     if settings.architecture == "conv1d":
         return networks.convolutions(p, k, width)
+    if settings.architecture == "graph":
+        return graph_networks(model, settings.node_dim, width, settings.rounds)
     raise ValueError(f"there is no architecture {settings.architecture!r}; choose one of {', '.join(ARCHITECTURES)}")
 
 
@@ -66,9 +72,9 @@ class VAE(nn.Module):
 
     def __init__(self, model: Classifier, settings: VAESettings) -> None:
         super().__init__()
-        p, k = model.layout.size, settings.latent_dim
-        self.model, self.settings, self.latent_dim = model, settings, k
         self.encoder, self.decoder = build(model, settings)
+        p, k = model.layout.size, getattr(self.encoder, "latent_dim", settings.latent_dim)
+        self.model, self.settings, self.latent_dim = model, settings, k
         for name, size in {"mean": p, "scale": p, "latent_mean": k, "latent_std": k}.items():
             self.register_buffer(name, torch.zeros(size) if "mean" in name else torch.ones(size))
 
@@ -153,7 +159,8 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = VAE(zoo.model, settings)
-    standardiser = Standardiser.fit(zoo.weights, zoo.layout)
+    fit = Standardiser.by_tensor if settings.architecture == "graph" else Standardiser.fit
+    standardiser = fit(zoo.weights, zoo.layout)
     vae.mean.copy_(standardiser.mean)
     vae.scale.copy_(standardiser.scale)
     optimizer = torch.optim.AdamW(vae.parameters(), settings.learning_rate, weight_decay=1e-4)
@@ -172,12 +179,14 @@ def train_vae(
         optimizer.step()
         schedule.step()
         history.append({name: float(term.detach()) for name, term in terms.items()})
-    _standardise_latents(vae.eval().requires_grad_(False), zoo)
+    standardise_latents(vae.eval().requires_grad_(False), zoo)
     return vae, history
 
 
-def _standardise_latents(vae: VAE, zoo: Zoo) -> None:
+def standardise_latents(vae: VAE, zoo: Zoo) -> None:
     """Unscaled latents are the usual reason why a generator's networks score at chance."""
-    mean, _ = vae.posterior(vae.standardiser.forward(zoo.weights))
-    vae.latent_mean.copy_(mean.mean(0))
-    vae.latent_std.copy_(mean.std(0) + 1e-3)
+    latents, _ = vae.posterior(vae.standardiser.forward(zoo.weights))
+    graph = vae.settings.architecture == "graph"
+    mean, std = vae.encoder.channel_statistics(latents) if graph else (latents.mean(0), latents.std(0))
+    vae.latent_mean.copy_(mean)
+    vae.latent_std.copy_(std + 1e-3)
