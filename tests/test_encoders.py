@@ -83,13 +83,15 @@ def test_latent_tokens_share_the_latents_evenly():
 
 
 @pytest.mark.parametrize("architecture", ["tokens", "conv1d"])
-def test_an_autoencoder_learns(canonical, tasks, architecture):
-    settings = VAESettings(
-        architecture, 8, 32, steps=60, weight_loss=1.0, behaviour_loss=0.0, kl_loss=0.0, input_noise=0.0
-    )  # fmt: skip
-    history = train_vae(canonical.train, tasks, settings, 0, progress=False)[1]
+def test_an_autoencoder_learns_a_plane(canonical, tasks, architecture):
+    zoo, generator = canonical.train, torch.Generator().manual_seed(0)
+    coordinates = torch.randn(len(zoo), 2, generator=generator)
+    zoo = zoo.with_weights(coordinates @ torch.randn(2, zoo.layout.size, generator=generator))
+    plain = {"weight_loss": 1.0, "behaviour_loss": 0.0, "kl_loss": 0.0, "input_noise": 0.0, "learning_rate": 1e-2}
+    settings = VAESettings(8, 16, 60, 16, architecture=architecture, **plain)
+    history = train_vae(zoo, tasks, settings, 0, progress=False)[1]
     first, last = (sum(step["weights"] for step in part) / 10 for part in (history[:10], history[-10:]))
-    assert last < 0.95 * first
+    assert last < 0.7 * first
 
 
 def test_the_map_shows_what_its_points_decode_to(fitted, canonical, tasks):

@@ -79,6 +79,7 @@ def test_reconstruction_of_the_identity_is_perfect_and_of_the_mean_explains_noth
     assert torch.allclose(identity.accuracy_after, identity.accuracy_before, atol=0.011)
 
     class Mean:
+        layout = zoo.layout
         encode = staticmethod(lambda w: w)
         decode = staticmethod(lambda z: zoo.weights.mean(0).expand_as(z))
 

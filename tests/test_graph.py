@@ -8,10 +8,10 @@ from flownlib.artifacts import load_artifact, save_artifact
 from flownlib.classifiers import cnn_embed, cnn_medium, cnn_small, mlp
 from flownlib.encoders import VAE, Standardiser, VAESettings, reconstruct, train_vae
 from flownlib.encoders.graph import Graph, graph_networks
-from flownlib.encoders.vae import networks
+from flownlib.encoders.vae import build
 from flownlib.encoders.widths import at_width, train_on_widths
 from flownlib.modules import ModuleClassifier
-from flownlib.symmetry import hidden_layers, permute
+from flownlib.symmetry import permute, symmetries
 from flownlib.zoo import collect
 
 MODELS = [cnn_small(), cnn_small(strided=False), cnn_medium(1), cnn_embed(), mlp((16, 12))]
@@ -22,8 +22,8 @@ GRAPH = VAESettings(**(SMALL.__dict__ | {"architecture": "graph", "node_dim": 12
 def scramble(model, weights, generator):
     """The same networks with the units of every hidden layer in another order, and the orders."""
     tensors = model.layout.views(weights)
-    orders = [torch.rand(len(weights), hidden.units, generator=generator).argsort(1) for hidden in hidden_layers(model)]
-    for hidden, order in zip(hidden_layers(model), orders, strict=True):
+    orders = [torch.rand(len(weights), hidden.units, generator=generator).argsort(1) for hidden in symmetries(model).groups]
+    for hidden, order in zip(symmetries(model).groups, orders, strict=True):
         tensors = permute(tensors, hidden, order)
     return model.layout.join(tensors), orders
 
@@ -48,9 +48,9 @@ def test_edges_and_biases_hold_every_weight_once(model):
     graph, weights = Graph.of(model), torch.arange(2.0 * model.layout.size).view(2, -1)
     edges, biases = graph.split(weights)
     assert torch.equal(graph.join(edges, biases), weights)
-    for layer, hidden in enumerate(hidden_layers(model)):
+    for layer, hidden in enumerate(symmetries(model).groups):
         # the numbers on the edges out of unit 1 are the weights that `symmetry` moves with it
-        assert torch.equal(edges[layer + 1][:, :, 1], hidden.outgoing(model.layout.views(weights))[:, :, 1])
+        assert torch.equal(edges[layer + 1][:, :, 1], hidden.axes[-1].units(model.layout.views(weights))[:, :, 1])
         assert edges[layer].shape[1] == biases[layer].shape[1] == graph.units[layer + 1] == hidden.units
 
 
@@ -63,7 +63,7 @@ def test_latents_and_decoded_weights_follow_a_permutation(model):
     layers = zip(encoder.graph.nodes(latents), encoder.graph.nodes(moved), [*orders, outputs], strict=True)
     assert all((before[rows, order] - after).abs().max() < 1e-10 for before, after, order in layers)
     tensors = model.layout.views(decoder(latents))
-    for hidden, order in zip(hidden_layers(model), orders, strict=True):
+    for hidden, order in zip(symmetries(model).groups, orders, strict=True):
         tensors = permute(tensors, hidden, order)
     assert (decoder(moved) - decoder(latents)).abs().max() > 1e-6
     assert (decoder(moved) - model.layout.join(tensors)).abs().max() < 1e-10
@@ -85,9 +85,9 @@ def test_the_summary_and_the_decoded_function_ignore_a_permutation(model):
 def test_the_mlp_encoder_does_not():
     model = cnn_small()
     weights, scrambled, _, _, _ = example(model)
-    encoder, _, k = networks(model, SMALL)
+    encoder, _ = build(model, SMALL)
     latents, moved = mean_of(encoder.double(), weights), mean_of(encoder, scrambled)
-    assert latents.shape == (3, k)
+    assert latents.shape == (3, SMALL.latent_dim)
     # not even as a set of numbers
     assert (latents.sort(dim=1).values - moved.sort(dim=1).values).abs().max() > 1e-3
 
@@ -98,7 +98,7 @@ def test_the_standardiser_by_tensor_commutes_with_a_permutation():
 
     def moved(values):
         tensors = model.layout.views(values)
-        for hidden, order in zip(hidden_layers(model), orders, strict=True):
+        for hidden, order in zip(symmetries(model).groups, orders, strict=True):
             tensors = permute(tensors, hidden, order)
         return model.layout.join(tensors)
 
@@ -128,7 +128,7 @@ def test_other_modules_and_architectures_are_refused():
     with pytest.raises(ValueError, match="it takes convolutions and linear layers"):
         Graph.of(ModuleClassifier("own", (1, 28, 28), cnn_small().module))
     with pytest.raises(ValueError, match="there is no architecture 'tree'; choose"):
-        networks(cnn_small(), VAESettings(architecture="tree"))
+        build(cnn_small(), VAESettings(architecture="tree"))
     with pytest.raises(ValueError, match='need the architecture "graph"'):
         train_on_widths([], {}, VAESettings(), 0)
 

@@ -33,7 +33,9 @@ class PCA:
             raise ValueError(f"{len(zoo)} networks have at most {len(zoo) - 1} principal components, not {latent_dim}")
         standardiser = Standardiser.fit(zoo.weights, zoo.layout)
         _, values, components = torch.linalg.svd(standardiser.forward(zoo.weights), full_matrices=False)
-        return cls(zoo.layout, standardiser, components[:latent_dim], values[:latent_dim] / (len(zoo) - 1) ** 0.5)
+        # in rows, as it will be stored: another order in memory sums in another order
+        components = components[:latent_dim].contiguous()
+        return cls(zoo.layout, standardiser, components, values[:latent_dim] / (len(zoo) - 1) ** 0.5)
 
     def as_artifact(self) -> Artifact:
         """Mean, scale, components, deviations and layout."""

@@ -113,15 +113,15 @@ def tokens(layout: Layout, latent_dim: int, width: int, size: int, depth: int = 
     return TokenEncoder(places, *sizes), TokenDecoder(places, layout.size, *sizes)
 
 
-def convolutions(p: int, latent_dim: int, width: int, stages: int = 4) -> Pair:
-    """One-dimensional convolutions along the flat vector, halving their length at every stage (p-diff, Wang et al. 2024)."""
-    length = math.ceil(p / 2**stages)
-    padding = length * 2**stages - p
+def convolutions(p: int, latent_dim: int, width: int, stages: int = 3) -> Pair:
+    """One-dimensional convolutions along the flat vector, a quarter of its length at every stage (p-diff, Wang et al. 2024)."""
+    length = math.ceil(p / 4**stages)
+    padding = length * 4**stages - p
     down: list[nn.Module] = [nn.ConstantPad1d((0, padding), 0.0), nn.Unflatten(1, (1, -1))]
     up: list[nn.Module] = [nn.Linear(latent_dim, width * length), nn.Unflatten(1, (width, length))]
     for stage in range(stages):
         first, last = stage == 0, stage == stages - 1
-        down += [nn.Conv1d(1 if first else width, width, 7, stride=2, padding=3), nn.LeakyReLU(0.1)]
-        up += [nn.ConvTranspose1d(width, 1 if last else width, 8, stride=2, padding=3)] + [nn.LeakyReLU(0.1)] * (not last)
+        down += [nn.Conv1d(1 if first else width, width, 7, stride=4, padding=2), nn.LeakyReLU(0.1)]
+        up += [nn.ConvTranspose1d(width, 1 if last else width, 8, stride=4, padding=2)] + [nn.LeakyReLU(0.1)] * (not last)
     down += [nn.Flatten(), nn.Linear(width * length, 2 * latent_dim)]
     return nn.Sequential(*down), nn.Sequential(*up, nn.Flatten(), nn.ConstantPad1d((0, -padding), 0.0))

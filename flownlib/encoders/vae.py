@@ -32,12 +32,8 @@ class VAESettings:
     "graph" has `node_dim` latents for each unit instead of `latent_dim`, and hears `rounds` of messages.
     """
 
-    architecture: str = "mlp"  # one of ARCHITECTURES
     latent_dim: int = 64
     width: int = 512
-    token_size: int = 64  # weights in a token; 0 makes every unit a token
-    node_dim: int = 32
-    rounds: int = 3
     steps: int = 1200
     batch_size: int = 48
     learning_rate: float = 1e-3
@@ -46,6 +42,10 @@ class VAESettings:
     behaviour_loss: float = 1.0
     kl_loss: float = 1e-3
     latent_noise: float = 0.0
+    architecture: str = "mlp"  # one of ARCHITECTURES
+    token_size: int = 64  # weights in a token; 0 makes every unit a token
+    node_dim: int = 32
+    rounds: int = 3
     probe_images: int = 24
 
 
