@@ -36,10 +36,16 @@ def mixed():
     )
 
 
+def flattened():
+    """A batch norm of flattened channels: each position has its own variance, so a channel's is not to be had."""
+    return nn.Sequential(nn.Conv2d(1, 6, 5, 4), nn.Flatten(), nn.BatchNorm1d(54), nn.ReLU(), nn.Linear(54, 10))
+
+
 CHAINS = [make() for make in CLASSIFIERS.values()] + [mlp((16, 12))]
 RESIDUAL = [residual_classifier(), residual_classifier(4, 4)]
 MIXED = ModuleClassifier("mixed", (1, 14, 14), mixed, statistics=True)
-MODELS = [*CHAINS, *RESIDUAL, MIXED]
+FLATTENED = ModuleClassifier("flattened", (1, 14, 14), flattened, statistics=True)
+MODELS = [*CHAINS, *RESIDUAL, MIXED, FLATTENED]
 each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 
 
@@ -218,9 +224,20 @@ def test_resnet18_is_unchanged():
     model = replace(torchvision_classifier("resnet18", "all", image_size=32), statistics=True)
     weights, x, generator = networks(model, 1)
     before = model.forward(weights, x[:2])
-    for moved in (scrambled(model, weights, generator), balance(model, weights, rounds=1)):
-        assert (model.forward(moved, x[:2]) - before).abs().max() < 1e-10 * before.abs().max()
-        assert (moved - weights).norm() > 10
+    moved = scrambled(model, balance(model, weights, rounds=1), generator)
+    assert (model.forward(moved, x[:2]) - before).abs().max() < 1e-10 * before.abs().max()
+    assert (moved - weights).norm() > 10
+
+
+class Unlike(nn.Module):
+    """A sum of flattened channels and single units."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(1, 4, 1), nn.Linear(9, 36)
+
+    def forward(self, x):
+        return self.conv(x).flatten(1) + self.layer(x.flatten(1))
 
 
 class Branching(nn.Module):
@@ -247,6 +264,8 @@ class Twice(nn.Module):
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), "the symmetries of '_1', Conv2d.*groups=2"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)), "GroupNorm.*are not known here"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 4)), "Linear.*are not known here"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(2), nn.Linear(4, 4)), "Flatten.*are not known here"),
+        (Unlike(), "the symmetries of 'add', .*, are not known here"),
         (Branching(), "the symmetries of Branching are not known, its graph has no trace"),
         (Twice(), "the symmetries of 'layer', which is used twice"),
     ],
