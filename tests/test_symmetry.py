@@ -16,23 +16,27 @@ from flownlib.zoo import Zoo
 
 
 class PreActivation(nn.Module):
-    """A block whose norms come first (He et al. 2016b): they read the stream of a sum, so its scale is not free."""
+    """A block whose norm comes first (He et al. 2016b): beside the shortcut it reads the stream, whose scale is not free.
+
+    Nor is that of a sum with the output of a norm that has no weight.
+    """
 
     def __init__(self):
         super().__init__()
-        self.bn1, self.conv1, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(5, affine=False)
+        self.bn1, self.conv1, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 8, 3, padding=1)
+        self.bn2, self.bn3, self.shortcut = nn.BatchNorm2d(5), nn.BatchNorm2d(8, affine=False), nn.Conv2d(6, 8, 1)
 
     def forward(self, x):
-        return x + self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
+        return self.shortcut(x) + self.bn3(self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu()))
 
 
 def mixed():
     """Every other kind of part in one network: norms before and after a ReLU and a flattening, smooth activations."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 6, 3, 2), nn.ReLU(), nn.BatchNorm2d(6), PreActivation(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.BatchNorm1d(54), nn.LeakyReLU(), nn.Linear(54, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 9)),
-        *(nn.LayerNorm(9, elementwise_affine=False), nn.GELU(), nn.Dropout(), nn.Linear(9, 7), nn.SiLU(), nn.Linear(7, 10)),
+        *(nn.Conv2d(1, 6, 3, 2), nn.ReLU(), nn.BatchNorm2d(6), PreActivation(), nn.ReLU(), nn.Conv2d(8, 6, 1)),
+        *(nn.MaxPool2d(2), nn.Flatten(), nn.BatchNorm1d(54), nn.LeakyReLU(), nn.Linear(54, 12), nn.LayerNorm(12), nn.ReLU()),
+        *(nn.Linear(12, 9), nn.LayerNorm(9, elementwise_affine=False), nn.GELU(), nn.Dropout()),
+        *(nn.Linear(9, 7), nn.SiLU(), nn.Linear(7, 10)),
     )
 
 

@@ -54,10 +54,9 @@ def symmetries(model: Classifier | ModuleClassifier) -> Symmetries:
 def of_layers(model: Classifier) -> Symmetries:
     """Layer by layer: units are the rows of one layer and the columns of the next."""
     groups, rescalings = [], []
-    names = model.layer_names
+    names, shapes = model.layer_names, dict(zip(model.layout.names, model.layout.shapes, strict=True))
     for name, following, layer in zip(names[:-1], names[1:], model.layers[1:], strict=True):
-        sizes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
-        (units,) = sizes[f"{name}.bias"]
+        (units,) = shapes[f"{name}.bias"]
         repeat = layer.in_features // units if isinstance(layer, Linear) else 1
         into = (Axis(f"{name}.weight", 0), Axis(f"{name}.bias", 0))
         out = (Axis(f"{following}.weight", 1, repeat),)
