@@ -5,6 +5,7 @@ import torch
 
 from flownlib.classifiers import cnn_small
 from flownlib.modules import ModuleClassifier, torchvision_classifier
+from flownlib.residual import residual_classifier
 from flownlib.scoring import score
 from flownlib.tasks import Split
 from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
@@ -66,6 +67,20 @@ def test_resnet_by_subset(subset, size, tensors):
     module.load_state_dict(model.state_dict(weights[1]), strict=True)
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(model.forward(weights, x)[1], module(x), atol=1e-4)
+
+
+def test_a_small_residual_network():
+    model = residual_classifier()
+    assert model.layout.size == 5266 and sum(tensor.numel() for tensor in model.template.parameters()) == 5266 - 144
+    weights, x = model.initialise(2, torch.Generator().manual_seed(0)), torch.randn(3, *model.image_shape)
+    module = model.module()
+    module.load_state_dict(model.state_dict(weights[1]), strict=True)
+    assert torch.allclose(model.forward(weights, x)[1], module(x), atol=1e-5)
+    assert module[:-3](x).shape == (3, 16, 7, 7) and residual_classifier(4, 4).module()[:6](x).shape == (3, 8, 7, 7)
+    block = module[3]
+    assert torch.equal(block(h := module[:3](x)), torch.relu(block.bn2(block.conv2(block.bn1(block.conv1(h)).relu())) + h))
+    with pytest.raises(ValueError, match="at least two blocks, one for each width, not 1"):
+        residual_classifier(blocks=1)
 
 
 def test_a_subset_trains_and_the_rest_stays():

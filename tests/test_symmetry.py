@@ -16,30 +16,40 @@ from flownlib.zoo import Zoo
 
 
 class PreActivation(nn.Module):
-    """A block whose norms come first (He et al. 2016b): they read the stream of a sum, so its scale is not free."""
+    """A block whose norm comes first (He et al. 2016b): beside the shortcut it reads the stream, whose scale is not free.
+
+    Nor is that of a sum with the output of a norm that has no weight.
+    """
 
     def __init__(self):
         super().__init__()
-        self.bn1, self.conv1, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(5, affine=False)
+        self.bn1, self.conv1, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 8, 3, padding=1)
+        self.bn2, self.bn3, self.shortcut = nn.BatchNorm2d(5), nn.BatchNorm2d(8, affine=False), nn.Conv2d(6, 8, 1)
 
     def forward(self, x):
-        return x + self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
+        return self.shortcut(x) + self.bn3(self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu()))
 
 
 def mixed():
     """Every other kind of part in one network: norms before and after a ReLU and a flattening, smooth activations."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 6, 3, 2), nn.ReLU(), nn.BatchNorm2d(6), PreActivation(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.BatchNorm1d(54), nn.LeakyReLU(), nn.Linear(54, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 9)),
-        *(nn.LayerNorm(9, elementwise_affine=False), nn.GELU(), nn.Dropout(), nn.Linear(9, 7), nn.SiLU(), nn.Linear(7, 10)),
+        *(nn.Conv2d(1, 6, 3, 2), nn.ReLU(), nn.BatchNorm2d(6), PreActivation(), nn.ReLU(), nn.Conv2d(8, 6, 1)),
+        *(nn.MaxPool2d(2), nn.Flatten(), nn.BatchNorm1d(54), nn.LeakyReLU(), nn.Linear(54, 12), nn.LayerNorm(12), nn.ReLU()),
+        *(nn.Linear(12, 9), nn.LayerNorm(9, elementwise_affine=False), nn.GELU(), nn.Dropout()),
+        *(nn.Linear(9, 7), nn.SiLU(), nn.Linear(7, 10)),
     )
+
+
+def flattened():
+    """A batch norm of flattened channels: each position has its own variance, so a channel's is not to be had."""
+    return nn.Sequential(nn.Conv2d(1, 6, 5, 4), nn.Flatten(), nn.BatchNorm1d(54), nn.ReLU(), nn.Linear(54, 10))
 
 
 CHAINS = [make() for make in CLASSIFIERS.values()] + [mlp((16, 12))]
 RESIDUAL = [residual_classifier(), residual_classifier(4, 4)]
 MIXED = ModuleClassifier("mixed", (1, 14, 14), mixed, statistics=True)
-MODELS = [*CHAINS, *RESIDUAL, MIXED]
+FLATTENED = ModuleClassifier("flattened", (1, 14, 14), flattened, statistics=True)
+MODELS = [*CHAINS, *RESIDUAL, MIXED, FLATTENED]
 each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 
 
@@ -218,9 +228,20 @@ def test_resnet18_is_unchanged():
     model = replace(torchvision_classifier("resnet18", "all", image_size=32), statistics=True)
     weights, x, generator = networks(model, 1)
     before = model.forward(weights, x[:2])
-    for moved in (scrambled(model, weights, generator), balance(model, weights, rounds=1)):
-        assert (model.forward(moved, x[:2]) - before).abs().max() < 1e-10 * before.abs().max()
-        assert (moved - weights).norm() > 10
+    moved = scrambled(model, balance(model, weights, rounds=1), generator)
+    assert (model.forward(moved, x[:2]) - before).abs().max() < 1e-10 * before.abs().max()
+    assert (moved - weights).norm() > 10
+
+
+class Unlike(nn.Module):
+    """A sum of flattened channels and single units."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(1, 4, 1), nn.Linear(9, 36)
+
+    def forward(self, x):
+        return self.conv(x).flatten(1) + self.layer(x.flatten(1))
 
 
 class Branching(nn.Module):
@@ -247,6 +268,8 @@ class Twice(nn.Module):
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), "the symmetries of '_1', Conv2d.*groups=2"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)), "GroupNorm.*are not known here"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 4)), "Linear.*are not known here"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(2), nn.Linear(4, 4)), "Flatten.*are not known here"),
+        (Unlike(), "the symmetries of 'add', .*, are not known here"),
         (Branching(), "the symmetries of Branching are not known, its graph has no trace"),
         (Twice(), "the symmetries of 'layer', which is used twice"),
     ],

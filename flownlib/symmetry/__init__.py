@@ -6,7 +6,7 @@ outputs by 1/s); neither changes the function. `symmetries` states both for a mo
 """
 
 from flownlib.symmetry import actions, derivation, description, matching
-from flownlib.symmetry.actions import balance, permute, rescale
+from flownlib.symmetry.actions import balance, permute, rescale, standardise
 from flownlib.symmetry.derivation import symmetries
 from flownlib.symmetry.description import Axis, Group, Norm, Rescaling, Symmetries
 from flownlib.symmetry.matching import Aligner, match
@@ -25,5 +25,6 @@ __all__ = [
     "match",
     "permute",
     "rescale",
+    "standardise",
     "symmetries",
 ]

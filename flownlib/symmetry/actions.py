@@ -10,7 +10,7 @@ from flownlib.modules import ModuleClassifier
 from flownlib.symmetry.derivation import symmetries
 from flownlib.symmetry.description import Axis, Group, Norm, Rescaling, Tensors
 
-SMALLEST_VARIANCE = 1e-4  # of a channel that is still brought to variance one; a dead one keeps a finite scale
+SMALLEST_VARIANCE = 1e-4  # of a channel that is brought to variance one; a dead one keeps a finite scale
 
 
 def permute(tensors: Tensors, group: Group, order: Tensor) -> Tensors:
@@ -31,8 +31,7 @@ def rescale(tensors: Tensors, rescaling: Rescaling, scale: Tensor) -> Tensors:
 def standardise(tensors: Tensors, norm: Norm) -> Tensors:
     """Rescale each channel in front of a batch norm so that its variance, epsilon included, is one.
 
-    The new variance 1 - epsilon is not negative; a channel of variance v < SMALLEST_VARIANCE is rescaled by
-    1 / sqrt(SMALLEST_VARIANCE) only, to v / SMALLEST_VARIANCE - epsilon, which is not negative either since v >= epsilon.
+    With v = variance + epsilon, the new variance v / max(v, SMALLEST_VARIANCE) - epsilon is not negative if the old one is not.
     """
     variance = tensors[norm.variance.tensor] + norm.epsilon
     scale = variance.clamp(min=SMALLEST_VARIANCE).rsqrt()

@@ -26,7 +26,10 @@ HOMOGENEOUS = {
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, F.max_pool2d, F.avg_pool2d),
     F.adaptive_avg_pool2d,
 }
-ELEMENTWISE = {nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, F.gelu, F.silu, F.elu, torch.tanh, torch.sigmoid}
+ELEMENTWISE = {
+    *(nn.GELU, nn.SiLU, nn.ELU, nn.ReLU6, nn.Softplus, nn.Tanh, nn.Sigmoid, F.gelu, F.silu, F.elu, F.relu6, F.softplus),
+    *(torch.tanh, torch.sigmoid),
+}
 
 
 @lru_cache(maxsize=32)
@@ -51,10 +54,9 @@ def symmetries(model: Classifier | ModuleClassifier) -> Symmetries:
 def of_layers(model: Classifier) -> Symmetries:
     """Layer by layer: units are the rows of one layer and the columns of the next."""
     groups, rescalings = [], []
-    names = model.layer_names
+    names, shapes = model.layer_names, dict(zip(model.layout.names, model.layout.shapes, strict=True))
     for name, following, layer in zip(names[:-1], names[1:], model.layers[1:], strict=True):
-        sizes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
-        (units,) = sizes[f"{name}.bias"]
+        (units,) = shapes[f"{name}.bias"]
         repeat = layer.in_features // units if isinstance(layer, Linear) else 1
         into = (Axis(f"{name}.weight", 0), Axis(f"{name}.bias", 0))
         out = (Axis(f"{following}.weight", 1, repeat),)
@@ -81,6 +83,12 @@ def of_module(module: nn.Module) -> Symmetries:
     return derivation.result()
 
 
+def keeps_batch_only(node: fx.Node, part: nn.Flatten | None) -> bool:
+    """Whether a flattening is that of [b, channels, …] to [b, numbers]."""
+    given = (*node.args[1:], *node.kwargs.values()) if part is None else (part.start_dim, part.end_dim)
+    return given in ((1,), (1, -1))
+
+
 @dataclass(frozen=True)
 class Signal:
     """What a node of the graph returns: how many units, whether flat, and the labels of their permutation and scale."""
@@ -102,7 +110,7 @@ class Derivation:
     permuted: list[tuple[int, Axis]] = field(default_factory=list)
     multiplied: list[tuple[int, Axis]] = field(default_factory=list)
     divided: list[tuple[int, Axis]] = field(default_factory=list)
-    statistics: list[tuple[int, tuple[Axis, Axis, float]]] = field(default_factory=list)  # mean, variance, epsilon
+    statistics: list[tuple[int, Norm]] = field(default_factory=list)  # of which only the running mean is known to be multiplied
 
     def follow(self, node: fx.Node) -> None:
         """Collect what one node adds.
@@ -124,7 +132,7 @@ class Derivation:
             self.signals[node] = self.linear(node.target, part, inputs[0])
         elif kind in NORMS and inputs[0].flat == (kind is not nn.BatchNorm2d):
             self.signals[node] = self.norm(node.target, part, inputs[0])
-        elif kind in SUMS and len(inputs) == 2 and inputs[0].flat == inputs[1].flat:
+        elif kind in SUMS and len(inputs) == 2 and len({(signal.units, signal.flat) for signal in inputs}) == 1:
             self.tie(inputs[0].permutation, inputs[1].permutation)
             self.tie(inputs[0].scale, inputs[1].scale)
             self.signals[node] = inputs[0]
@@ -133,7 +141,7 @@ class Derivation:
         elif kind in ELEMENTWISE:
             self.signals[node] = inputs[0]
             self.fixed.append(inputs[0].scale)
-        elif kind in FLATTENINGS:
+        elif kind in FLATTENINGS and keeps_batch_only(node, part):
             self.signals[node] = replace(inputs[0], flat=True)
         else:
             raise ValueError(f"the symmetries of {node.name!r}, {part or node.target}, are not known here")
@@ -161,7 +169,7 @@ class Derivation:
         if "weight" not in axes:
             self.fixed.append(new.scale)
         if "running_var" in axes:
-            self.statistics.append((signal.scale, (axes["running_mean"], axes["running_var"], part.eps)))
+            self.statistics.append((signal.scale, Norm((axes["running_mean"],), axes["running_var"], part.eps)))
         else:
             self.fixed.append(signal.scale)
         return new
@@ -195,9 +203,10 @@ class Derivation:
         groups = [Group(sizes[label], axes) for label, axes in self.collected(self.permuted).items()]
         into, out, statistics = (self.collected(pairs) for pairs in (self.multiplied, self.divided, self.statistics))
         rescalings = [Rescaling(into[label], out[label]) for label in into if label in out and label not in statistics]
-        norms = []
-        for label, found in statistics.items():
-            if label in into and label not in out and len(found) == 1:  # one norm is all that reads these units
-                ((mean, variance, epsilon),) = found
-                norms.append(Norm((*into[label], mean), variance, epsilon))
+        norms = [
+            replace(norm, multiplied=into[label] + norm.multiplied)
+            for label, (norm, *others) in statistics.items()
+            # this norm, with one variance a unit, is all that reads these units
+            if label in into and label not in out and not others and norm.variance.repeat == 1
+        ]
         return Symmetries(tuple(groups), tuple(rescalings), tuple(norms))

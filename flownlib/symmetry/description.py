@@ -61,6 +61,7 @@ class Norm:
 
     (s a - s mean) / sqrt(s² (variance + epsilon)) = (a - mean) / sqrt(variance + epsilon), so the filters, their bias and
     the running mean (`multiplied`) can be multiplied by s, if the running variance goes to s² (variance + epsilon) - epsilon.
+    The norm goes on to mean the same in training mode, which it would not if its mean were moved into its bias.
     """
 
     multiplied: tuple[Axis, ...]
