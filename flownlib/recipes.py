@@ -11,9 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-import flownlib.encoders.base as encoders_base
-import flownlib.encoders.vae as encoders_vae
-from flownlib import symmetry
+from flownlib import encoders, symmetry
 from flownlib.artifacts import Artifact, cached
 from flownlib.context import PCAFeatures, set_mean_context
 from flownlib.encoders import PCA, VAE, Encoder, VAESettings, WeightSpace, train_vae
@@ -88,7 +86,7 @@ def trained_vae(settings: Profile, seed: int, progress: bool = True) -> VAE:
     def build() -> Artifact:
         return train_vae(zoo.train, zoo_tasks(settings), chosen, seed, progress)[0].as_artifact()
 
-    return VAE.from_artifact(cached("vae", key, build, code=(*symmetry.CODE, encoders_base, encoders_vae)))
+    return VAE.from_artifact(cached("vae", key, build, code=(*symmetry.CODE, *encoders.CODE)))
 
 
 def encoder(settings: Profile, seed: int, progress: bool = True) -> Encoder:

@@ -6,20 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-import flownlib.encoders.base as encoders_base
-import flownlib.encoders.graph as encoders_graph
-import flownlib.encoders.linear as encoders_linear
-import flownlib.encoders.lora as encoders_lora
-import flownlib.encoders.networks as encoders_networks
-import flownlib.encoders.vae as encoders_vae
-from flownlib import recipes, symmetry
+from flownlib import encoders, recipes, symmetry
 from flownlib.artifacts import Artifact, cached
 from flownlib.encoders import KINDS, PCA, Encoder, LoRA, VAESettings, train_vae
 from flownlib.profiles import Profile
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo, collect
 
-CODE = (*symmetry.CODE, encoders_base, encoders_linear, encoders_lora, encoders_networks, encoders_graph, encoders_vae)
+CODE = (*symmetry.CODE, *encoders.CODE)
 ZOOS = {
     "shared": "one initialisation, independent orders of minibatches",
     "independent": "everything independent, as training left it",

@@ -68,9 +68,11 @@ def matches(record: Record, condition: Mapping[str, Any]) -> bool:
 
 
 def show(record: Record | None) -> str:
-    """ "0.912 [0.905, 0.919]", or nothing; large numbers without decimals."""
+    """ "0.912 [0.905, 0.919]", or nothing; large numbers without decimals, and sizes, which do not vary, alone."""
     if record is None:
         return ""
+    if record["low"] == record["high"] >= 10:
+        return f"{record['value']:,.0f}"
     form = ",.0f" if record["value"] >= 100 else ".3f"
     return f"{record['value']:{form}} [{record['low']:{form}}, {record['high']:{form}}]"
 
@@ -125,9 +127,27 @@ TABLES = [
     ),
     Table(
         "Held-out networks, encoded and decoded",
-        "study_reconstruction",
+        "study_encoders",
         "02_vae_training",
-        {"mean accuracy": {"quantity": "test_accuracy_mean"}, "gain": {"quantity": "accuracy_gain"}, "R²": {"quantity": "r2"}},
+        {
+            "mean accuracy": {"quantity": "test_accuracy_mean", "networks": "held_out"},
+            "gain": {"quantity": "accuracy_gain"},
+            "R²": {"quantity": "r2"},
+            "latents": {"quantity": "latent_dim"},
+            "numbers": {"quantity": "numbers"},
+            "seconds to fit": {"quantity": "seconds_fit"},
+        },
+        rows=("zoo", "method"),
+    ),
+    Table(
+        "Twelve alphabets as low-rank changes of one base network",
+        "study_lora",
+        "02_vae_training",
+        {
+            "mean accuracy": {"quantity": "test_accuracy_mean"},
+            "gain over full fine-tuning": {"quantity": "accuracy_gain"},
+        },
+        rows=("method", "rank", "latent_dim"),
     ),
     Table("Generated networks beside every null", "study_generation", "03_flow_matching", _generation()),
     Table(

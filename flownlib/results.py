@@ -30,6 +30,8 @@ QUANTITIES = {
     "test_accuracy_best_by_validation": "fraction of test images, the network that is best on validation images",
     "accuracy_gain": "paired difference of test accuracies",
     "test_loss_mean": "loss on test data, mean over networks",
+    "latent_dim": "numbers in a latent",
+    "numbers": "numbers that an encoder consists of",
     "r2": "fraction of the weights' variance that a reconstruction explains",
     "spread": "1 = the zoo's",
     "offset": "0 = the zoo's mean",

@@ -29,13 +29,14 @@ from flownlib import (
     operations,
     recipes,
     results,
+    studies_encoders,
     studies_fewshot,
     studies_lora,
     studies_ood,
     symmetry,
 )
 from flownlib.artifacts import Artifact, cached
-from flownlib.encoders import WeightSpace, reconstruct
+from flownlib.encoders import WeightSpace
 from flownlib.evaluation import MEASURES, compare
 from flownlib.generators import FlowGenerator, Generator, all_nulls
 from flownlib.profiles import Profile, load
@@ -59,19 +60,6 @@ def zoo_accuracy(seed: int, settings: Profile) -> Raw:
     return [
         raw("test_accuracy", "trained", {"zoo": "independent", "task": task}, zoo.task(task).table["test_accuracy"].tolist())
         for task in zoo.tasks
-    ]
-
-
-def reconstruction(seed: int, settings: Profile) -> Raw:
-    """Held-out decode(encode(w)) of the VAE on the canonical zoo, beside the originals."""
-    zoo, tasks = recipes.canonical_zoo(settings, seed), recipes.zoo_tasks(settings)
-    result = reconstruct(recipes.trained_vae(settings, seed), zoo.held_out, tasks, zoo.train.weights.mean(0))
-    setting = {"zoo": "independent", "networks": "held_out"}
-    return [
-        raw("test_accuracy_mean", "zoo_held_out", setting, result.accuracy_before.tolist()),
-        raw("test_accuracy_mean", "vae", setting, result.accuracy_after.tolist()),
-        raw("accuracy_gain", "vae", setting, (result.accuracy_after - result.accuracy_before).tolist()),
-        raw("r2", "vae", setting, [result.r2]),
     ]
 
 
@@ -113,11 +101,10 @@ class Study:
 
 
 ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_module)
-VAE_CODE = (*ZOO_CODE, *symmetry.CODE, encoders.base, encoders.vae)
-FLOW_CODE = (*VAE_CODE, context, flow, generators.base, generators.flows, generators.nulls, evaluation)
+FLOW_CODE = (*ZOO_CODE, *symmetry.CODE, *encoders.CODE, context, flow, generators.base, generators.flows, generators.nulls, evaluation)
 STUDIES = {
     "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3, ZOO_CODE),
-    "reconstruction": Study(reconstruction, "held-out reconstruction of the VAE", 8, VAE_CODE),
+    "encoders": Study(studies_encoders.run_seed, "held-out networks through every encoder", 45, (*ZOO_CODE, *studies_encoders.CODE)),
     "generation": Study(generation, "generated networks beside held-out ones and every null", 10, FLOW_CODE),
     "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),

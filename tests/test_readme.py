@@ -24,7 +24,7 @@ def test_its_results_are_those_of_the_files() -> None:
 
 
 def test_every_study_was_run_with_three_seeds_and_is_shown() -> None:
-    for name in ("zoo", "reconstruction", "generation", "ood", "fewshot"):
+    for name in ("zoo", "encoders", "lora", "generation", "ood", "fewshot"):
         found = results.read(f"study_{name}")
         assert found["profile"] == "tutorial" and f"study {name}`" in README
         assert all(len(record["seeds"]) >= 3 and record["n"] >= 3 for record in found["records"])
@@ -46,7 +46,7 @@ def test_its_make_commands_exist_and_ci_runs_them() -> None:
     ("notebook", "study", "quantity", "method", "margin"),
     [
         ("01_zoo_collection", "zoo", "test_accuracy", "trained", 0.02),
-        ("02_vae_training", "reconstruction", "test_accuracy_mean", "vae", 0.02),
+        ("02_vae_training", "encoders", "test_accuracy_mean", "vae", 0.02),
         ("03_flow_matching", "generation", "test_accuracy_mean", "latent_flow", 0.02),
         ("03_flow_matching", "generation", "spread", "latent_flow", 0.05),
         ("05_few_shot_evaluation", "fewshot", "test_accuracy", "plda", 0.03),

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from flownlib.artifacts import ArtifactError, load_artifact, save_artifact
+from flownlib.encoders import base, graph, linear, lora, networks, vae
 from flownlib.encoders.base import Encoder, Reconstruction, Standardiser, WeightSpace, check_layout, reconstruct
 from flownlib.encoders.linear import PCA
 from flownlib.encoders.lora import LoRA, adapt
 from flownlib.encoders.vae import VAE, VAESettings, train_vae
 
+CODE = (base, linear, networks, graph, vae, lora)  # what a cached result of this package depends on
+KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE, "lora": LoRA}
+
 __all__ = [
+    "CODE",
+    "KINDS",
     "PCA",
     "VAE",
     "Encoder",
@@ -26,7 +32,6 @@ __all__ = [
     "save",
     "train_vae",
 ]
-KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE, "lora": LoRA}
 
 
 def save(encoder: Encoder, path: Path | str) -> None:
