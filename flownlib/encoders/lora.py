@@ -196,17 +196,18 @@ class LatentClassifier:
 def adapt(
     model: Classifier | ModuleClassifier,
     space: LoRA,
+    start: Tensor,
     data: Split,
     orders: Tensor,
     learning_rate: float | Tensor,
-    generator: torch.Generator,
     record: Sequence[int] = (),
 ) -> Tensor:
     """Adapt the base to m tasks at once, by Adam on their latents.
 
     Args:
-        data: the images of all tasks. orders: int64 [m, steps, batch], which of them each task sees at each step.
-            record: steps after which to keep a copy; the last step if empty. generator: draws the first A.
+        start: latents [m, k], such as `space.start`. data: the images of all tasks. orders: int64 [m, steps, batch], which
+            of them each task sees at each step. learning_rate: one for all, or [m]. record: steps after which to keep a
+            copy; the last step if empty.
 
     Returns:
         Canonical latents [len(record), m, k].
@@ -214,7 +215,6 @@ def adapt(
     Raises:
         ValueError: for the reasons that `train_many` has.
     """
-    start = space.start(len(orders), generator)
     trained = train_many(LatentClassifier(model, space), start, data, orders, learning_rate, record, backend="torch")
     return space.canonical(trained.flatten(0, 1)).view_as(trained)
 
