@@ -1,6 +1,7 @@
 """The study of the LoRA encoder: how much rank it takes to adapt one base to twelve alphabets, for one training seed.
 
-Every method starts from the same base, sees the same minibatches and chooses among the same learning rates by validation images.
+The base has been trained on the training images of all twelve. Every method starts from it, sees the same minibatches and
+chooses among the same learning rates by validation images.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def alphabets(settings: Profile) -> list[Task]:
 
 
 def base_weights(settings: Profile, seed: int, tasks: list[Task]) -> Tensor:
-    """The base [p] that the tasks share: trained to tell all their classes apart on their training images, with zeros for a head."""
+    """The base [p] that the tasks share, with zeros for a head: trained on their training images to tell all classes apart."""
     splits = [task.train for task in tasks]
     fewest = min(int(split.y.bincount().min()) for split in splits)
     classes = [split.x[(split.y == label).nonzero()[:fewest, 0]] for split in splits for label in range(MODEL.num_classes)]
@@ -100,11 +101,15 @@ class Comparison:
 
 def choose_learning_rate(comparison: Comparison, space: LoRA | None) -> float:
     """The rate with the best mean validation accuracy on some of the tasks."""
-    return max(LEARNING_RATES, key=lambda rate: comparison.accuracy(comparison.adapted(space, rate), "validation").mean().item())
+
+    def accuracy(rate: float) -> float:
+        return comparison.accuracy(comparison.adapted(space, rate), "validation").mean().item()
+
+    return max(LEARNING_RATES, key=accuracy)
 
 
 def spaces(base: Tensor) -> dict[int, LoRA]:
-    """By rank, the spaces that adapt every matrix of the base [p] in factors, and biases and head whole; rank 0 is the head alone."""
+    """By rank, the spaces that adapt all matrices of the base [p] in factors, biases and head whole; rank 0: the head alone."""
     ranks = {rank: LoRA.of(MODEL.layout, base, rank, ("*.weight",), ("*.bias", *HEAD)) for rank in RANKS}
     return {0: LoRA.of(MODEL.layout, base, 0, (), HEAD)} | ranks
 
@@ -118,8 +123,8 @@ def run_seed(seed: int, settings: Profile) -> list[dict]:
     base = base_weights(settings, seed, tasks)
     tuning, comparison = (Comparison.of(base, part, training, seed) for part in (tasks[:TUNED_ON], tasks))
     by_rank = spaces(base)
-    rates = {FULL: None, "head_only": by_rank[0], "lora": by_rank[RANKS[0]]}
-    rates = {method: choose_learning_rate(tuning, space) for method, space in rates.items()}
+    tuned = {FULL: None, "head_only": by_rank[0], "lora": by_rank[RANKS[0]]}
+    rates = {method: choose_learning_rate(tuning, space) for method, space in tuned.items()}
     log.info("seed %d: learning rates %s", seed, rates)
     full, size = comparison.accuracy(comparison.adapted(None, rates[FULL])), MODEL.layout.size
     records = [_record("test_accuracy_mean", FULL, {"latent_dim": size, "adapted": size}, full)]

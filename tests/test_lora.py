@@ -1,4 +1,4 @@
-"""The LoRA encoder: factors and their gauge, exact round trips, training as a plain loop does it, any torch module, the study."""
+"""The LoRA encoder: its gauge, exact round trips, training as a plain loop does it, any torch module, the study."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ def space(request) -> LoRA:
 
 
 def regauged(space: LoRA, latents: torch.Tensor, seed: int = 2) -> torch.Tensor:
-    """Other latents of the same networks: (B G, G⁻¹ A) with a G of singular values between 1 and 3 for each layer and network."""
+    """Other latents of the same networks: (B G, G⁻¹ A), where each layer and network has a G of singular values from 1 to 3."""
     parts, r = space.latent_layout.views(space.standardiser.inverse(latents)), space.rank
     for number, name in enumerate(space.factored):
-        left, right = torch.linalg.qr(torch.randn(2, len(latents), r, r, generator=generator(seed + number), dtype=latents.dtype))[0]
+        random = torch.randn(2, len(latents), r, r, generator=generator(seed + number), dtype=latents.dtype)
+        left, right = torch.linalg.qr(random)[0]
         gauge = left @ torch.diag(torch.linspace(-3, -1, r, dtype=latents.dtype)) @ right
         parts |= {f"{name}.B": parts[f"{name}.B"] @ gauge, f"{name}.A": torch.linalg.solve(gauge, parts[f"{name}.A"])}
     return space.standardiser.forward(space.latent_layout.join(parts))
@@ -212,9 +213,16 @@ def test_saved_and_loaded_it_decodes_identically(space: LoRA, tmp_path):
     assert torch.equal(loaded.encode(space.decode(latents)), space.encode(space.decode(latents)))
 
 
+def test_it_follows_the_dtype_of_its_inputs(space: LoRA):
+    single, latents = space.to(torch.float32), some_latents(space)
+    weights = single.decode(latents.float())
+    assert weights.dtype == single.encode(weights).dtype == single.start(2, generator()).dtype == torch.float32
+    torch.testing.assert_close(weights.double(), space.decode(latents), atol=1e-5, rtol=1e-5)
+
+
 def test_another_layout_or_artefact_is_refused():
     artifact, other = a_space().as_artifact(), Layout(("fc1.weight",), ((3, 4),))
-    with pytest.raises(ValueError, match=r"for the layout conv1.weight \[16, 1, 3, 3\], .*10,565 numbers\), not for fc1.weight \[3"):
+    with pytest.raises(ValueError, match=r"layout conv1.weight \[16, 1, 3, 3\], .*10,565 numbers\), not for fc1.weight \[3, 4"):
         LoRA.from_artifact(artifact, other)
     with pytest.raises(ValueError, match="this is no LoRA space"):
         LoRA.from_artifact(type(artifact)(artifact.tensors, {"classifier": "cnn_medium"}), CNN.layout)
@@ -225,6 +233,7 @@ def test_another_layout_or_artefact_is_refused():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
+        ({"factored": (), "whole": ()}, "needs tensors to adapt"),
         ({"factored": ("conv9.*",)}, "no tensor matches 'conv9"),
         ({"factored": ("*",), "whole": ()}, "tensor 'conv1.bias' of shape .* is no matrix"),
         ({"rank": 10}, "a change of 'conv1.weight' has a rank from 0 to 9, not 10"),

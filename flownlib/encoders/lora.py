@@ -42,7 +42,12 @@ class LoRA:
 
     @classmethod
     def of(
-        cls, layout: Layout, base: Tensor, rank: int, factored: Sequence[str] = ("*.weight",), whole: Sequence[str] = ("*.bias",)
+        cls,
+        layout: Layout,
+        base: Tensor,
+        rank: int,
+        factored: Sequence[str] = ("*.weight",),
+        whole: Sequence[str] = ("*.bias",),
     ) -> LoRA:
         """A space whose latents are not scaled yet, see `standardised`.
 
@@ -51,8 +56,10 @@ class LoRA:
                 "layer4.*.conv*.weight"; a tensor that both match is adapted whole.
 
         Raises:
-            ValueError: if a pattern matches nothing, a factored tensor is no matrix, or the rank is more than it can have.
+            ValueError: if nothing is adapted, a pattern matches nothing, a factored tensor is no matrix, or the rank is too high.
         """
+        if not (factored or whole):
+            raise ValueError("a LoRA space needs tensors to adapt: name some in `factored` or in `whole`")
         for pattern in (*factored, *whole):
             if not _matching(layout, (pattern,)):
                 raise ValueError(f"no tensor matches {pattern!r}; the layout is {_words(layout)}")
@@ -85,7 +92,7 @@ class LoRA:
         return sum(places[name].stop - places[name].start for name in (*self.factored, *self.whole))
 
     def standardised(self, weights: Tensor) -> LoRA:
-        """The same space with latents of about unit scale on these adapted networks [n, p]: one scale for each B, A and tensor."""
+        """The same space with latents centred and, for each B, A and whole tensor, of unit scale on adapted networks [n, p]."""
         return replace(self, standardiser=Standardiser.fit(self.latent_layout.join(self._factors(weights)), self.latent_layout))
 
     def to(self, target: torch.device | torch.dtype | str) -> LoRA:
