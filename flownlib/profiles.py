@@ -70,11 +70,11 @@ class Profile:
     plane_flow_steps: int = 1500  # on the whole plane, a third of it on the folded one
     plane_repeats: int = 4  # seeds that are run live
     # low-rank adaptation (study lora)
-    lora_base_steps: int = 800
+    lora_base_steps: int = 1500
     lora_images: int = 2000  # training images for each alphabet
     lora_validation_images: int = 500
     lora_test_images: int = 2000
-    lora_epochs: int = 6
+    lora_epochs: int = 10
     # studies
     study_seeds: int = 3
 
@@ -126,7 +126,7 @@ PROFILES: dict[str, Profile] = {
         plane_flow_steps=60,
         plane_repeats=3,
         lora_base_steps=10,
-        lora_images=150,
+        lora_images=100,
         lora_validation_images=20,
         lora_test_images=50,
         lora_epochs=1,
