@@ -64,7 +64,8 @@ def rank_curve(records: Sequence[Mapping]) -> Figure:
     value = [record["value"] for record in curve]
     bars = [[r["value"] - r["low"] for r in curve], [r["high"] - r["value"] for r in curve]]
     label = f"LoRA of {curve[0]['setting']['adapted']:,} numbers"
-    ax.errorbar(range(len(curve)), value, bars, color=PALETTE[0], marker="o", lw=2.2, capsize=4, ecolor=INK, elinewidth=1.2, label=label)
+    style = {"color": PALETTE[0], "marker": "o", "lw": 2.2, "ecolor": INK, "elinewidth": 1.2, "capsize": 4}
+    ax.errorbar(range(len(curve)), value, bars, label=label, **style)
     ticks = [f"{r['setting']['rank']}\n{r['setting']['latent_dim']:,}" for r in curve]
     ax.set_xticks(range(len(curve)), ticks)
     ax.set(xlabel="rank, and numbers in a latent", ylabel="test accuracy")

@@ -75,11 +75,9 @@ class Profile:
     plane_flow_steps: int = 1500  # on the whole plane, a third of it on the folded one
     plane_repeats: int = 4  # seeds that are run live
     # low-rank adaptation (study lora)
-    lora_base_classes: int = 1000  # characters that the base is trained on at most; there are fewer
-    lora_base_images: int = 60  # for each of them
-    lora_base_steps: int = 600
-    lora_images: int = 500  # training images for each alphabet
-    lora_validation_images: int = 250
+    lora_base_steps: int = 1500
+    lora_images: int = 2000  # training images for each alphabet
+    lora_validation_images: int = 500
     lora_test_images: int = 2000
     lora_epochs: int = 10
     # studies
@@ -135,10 +133,8 @@ PROFILES: dict[str, Profile] = {
         plane_networks=60,
         plane_flow_steps=60,
         plane_repeats=3,
-        lora_base_classes=20,
-        lora_base_images=10,
         lora_base_steps=10,
-        lora_images=50,
+        lora_images=100,
         lora_validation_images=20,
         lora_test_images=50,
         lora_epochs=1,
@@ -177,9 +173,8 @@ PROFILES: dict[str, Profile] = {
         fewshot_query_steps=10000,
         fewshot_caml_steps=10000,
         fewshot_episodes=2000,
-        lora_base_images=400,
         lora_base_steps=10000,
-        lora_images=2000,
+        lora_images=10000,
         lora_validation_images=1000,
         lora_test_images=5000,
         lora_epochs=50,

@@ -43,7 +43,12 @@ class LoRA:
 
     @classmethod
     def of(
-        cls, layout: Layout, base: Tensor, rank: int, factored: Sequence[str] = ("*.weight",), whole: Sequence[str] = ("*.bias",)
+        cls,
+        layout: Layout,
+        base: Tensor,
+        rank: int,
+        factored: Sequence[str] = ("*.weight",),
+        whole: Sequence[str] = ("*.bias",),
     ) -> LoRA:
         """A space whose latents are not scaled yet, see `standardised`.
 
@@ -52,8 +57,10 @@ class LoRA:
                 "layer4.*.conv*.weight"; a tensor that both match is adapted whole.
 
         Raises:
-            ValueError: if a pattern matches nothing, a factored tensor is no matrix, or the rank is more than it can have.
+            ValueError: if nothing is adapted, a pattern matches nothing, a factored tensor is no matrix, or the rank is too high.
         """
+        if not (factored or whole):
+            raise ValueError("a LoRA space needs tensors to adapt: name some in `factored` or in `whole`")
         for pattern in (*factored, *whole):
             if not _matching(layout, (pattern,)):
                 raise ValueError(f"no tensor matches {pattern!r}; the layout has {described(layout)}")
@@ -91,7 +98,7 @@ class LoRA:
         return cls.of(zoo.layout, zoo.weights.mean(0), rank).standardised(zoo.weights)
 
     def standardised(self, weights: Tensor) -> LoRA:
-        """The same space with latents of about unit scale on these adapted networks [n, p]: one scale for each B, A and tensor."""
+        """The same space with latents centred and, for each B, A and whole tensor, of unit scale on adapted networks [n, p]."""
         return replace(self, standardiser=Standardiser.fit(self.latent_layout.join(self._factors(weights)), self.latent_layout))
 
     def to(self, target: torch.device | torch.dtype | str) -> LoRA:
@@ -194,17 +201,18 @@ class LatentClassifier:
 def adapt(
     model: Classifier | ModuleClassifier,
     space: LoRA,
+    start: Tensor,
     data: Split,
     orders: Tensor,
     learning_rate: float | Tensor,
-    generator: torch.Generator,
     record: Sequence[int] = (),
 ) -> Tensor:
     """Adapt the base to m tasks at once, by Adam on their latents.
 
     Args:
-        data: the images of all tasks. orders: int64 [m, steps, batch], which of them each task sees at each step.
-            record: steps after which to keep a copy; the last step if empty. generator: draws the first A.
+        start: latents [m, k], such as `space.start`. data: the images of all tasks. orders: int64 [m, steps, batch], which
+            of them each task sees at each step. learning_rate: one for all, or [m]. record: steps after which to keep a
+            copy; the last step if empty.
 
     Returns:
         Canonical latents [len(record), m, k].
@@ -212,7 +220,6 @@ def adapt(
     Raises:
         ValueError: for the reasons that `train_many` has.
     """
-    start = space.start(len(orders), generator)
     trained = train_many(LatentClassifier(model, space), start, data, orders, learning_rate, record, backend="torch")
     return space.canonical(trained.flatten(0, 1)).view_as(trained)
 
