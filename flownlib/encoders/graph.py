@@ -61,8 +61,21 @@ class Graph:
         return list(latents.unflatten(-1, (sum(self.units[1:]), -1)).split(self.units[1:], dim=-2))
 
 
+class Mix(nn.Module):
+    """A linear map plus a perceptron with one hidden layer."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, width)
+        self.perceptron = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] → [..., width]."""
+        return self.linear(x) + self.perceptron(x)
+
+
 class Keys(nn.Module):
-    """Binds the features of a node to each number of its edges: a learned product, in which an edge's two ends meet."""
+    """Binds the features h_j of a node to each number t of its edges: the keys A h_j ⊙ c_t."""
 
     def __init__(self, width: int, numbers: int) -> None:
         super().__init__()
@@ -74,34 +87,56 @@ class Keys(nn.Module):
         return (self.project(nodes)[:, :, None] * self.code).flatten(1, 2)
 
 
-class Exchange(nn.Module):
-    """One layer's nodes hear from the layers below and above, and are updated."""
+class Edges(nn.Module):
+    """The numbers on the edges between two layers, made from the features of both ends."""
 
-    def __init__(self, width: int, numbers_below: int, numbers_above: int | None) -> None:
+    def __init__(self, width: int, numbers: int) -> None:
         super().__init__()
-        self.below = Keys(width, numbers_below)
-        self.above = Keys(width, numbers_above) if numbers_above else None
-        self.update = two_layers((3 if numbers_above else 2) * width, width)
-        self.norm = nn.LayerNorm(width)
+        self.above, self.below = nn.Linear(width, width), Keys(width, numbers)
 
-    def forward(self, nodes: Tensor, below: Tensor, into: Tensor, above: Tensor | None, out_of: Tensor | None) -> Tensor:
-        """Nodes [n, units, width] and their neighbours', with edges into [n, units, in, numbers] and out of [n, out, units, numbers] them."""
-        # message to i = sum over j and t of W_ij[t] (A h_j ⊙ c_t) / sqrt(how many)
-        heard = [nodes, message(into, self.below(below))]
-        if self.above is not None:
-            heard.append(message(out_of.transpose(1, 2), self.above(above)))
-        return self.norm(nodes + self.update(torch.cat(heard, dim=-1)))
+    def forward(self, above: Tensor, below: Tensor) -> Tensor:
+        """Nodes [n, out, width] and [n, in, width] → edges [n, out, in, numbers]."""
+        # W_ij[t] = B h_i · (A h_j ⊙ c_t) / sqrt(width)
+        edges = self.above(above) @ self.below(below).transpose(1, 2) / math.sqrt(above.shape[-1])
+        return edges.unflatten(2, (below.shape[1], -1))
 
 
-def message(edges: Tensor, keys: Tensor) -> Tensor:
-    """What each of `to` nodes hears over edges [n, to, from, numbers] from nodes with keys [n, from * numbers, width]."""
-    edges = edges.flatten(2)
-    return edges @ keys / math.sqrt(edges.shape[-1])
+class Message(nn.Module):
+    """What nodes hear over their edges to a neighbouring layer: the reverse of `Edges`, a sum over that layer's keys."""
+
+    def __init__(self, width: int, numbers: int) -> None:
+        super().__init__()
+        self.keys = Keys(width, numbers)
+
+    def forward(self, edges: Tensor, neighbours: Tensor) -> Tensor:
+        """Edges [n, units, neighbours, numbers] and nodes [n, neighbours, width] → messages [n, units, width]."""
+        # m_i = sum over j and t of W_ij[t] (A h_j ⊙ c_t) / sqrt(how many)
+        return edges.flatten(2) @ self.keys(neighbours) / math.sqrt(edges[0, 0].numel())
 
 
-def two_layers(inputs: int, width: int, outputs: int | None = None) -> nn.Sequential:
-    """Two linear layers."""
-    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, outputs or width))
+class Round(nn.Module):
+    """Every node hears from the layers below and above what their common edges hold and the nodes do not say already."""
+
+    def __init__(self, width: int, numbers: tuple[int, ...], upwards: bool) -> None:
+        super().__init__()
+        self.upwards = upwards
+        self.said = nn.ModuleList(Edges(width, count) for count in numbers)
+        self.from_below = nn.ModuleList(Message(width, count) for count in numbers)
+        self.from_above = nn.ModuleList(Message(width, count) for count in numbers[1:])
+        self.updates = nn.ModuleList(Mix((3 if i + 1 < len(numbers) else 2) * width, width) for i in range(len(numbers)))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in numbers)
+
+    def forward(self, nodes: list[Tensor], edges: list[Tensor]) -> list[Tensor]:
+        """Features of each layer's nodes [n, units, width], inputs first, and the edges between them → new features."""
+        nodes, count = list(nodes), len(edges)
+        unsaid = [true - said(*pair) for true, said, pair in zip(edges, self.said, zip(nodes[1:], nodes[:-1], strict=True), strict=True)]
+        # layer after layer: each hears what the one before it has just learned
+        for i in range(count) if self.upwards else reversed(range(count)):
+            heard = [nodes[i + 1], self.from_below[i](unsaid[i], nodes[i])]
+            if i + 1 < count:
+                heard.append(self.from_above[i](unsaid[i + 1].transpose(1, 2), nodes[i + 2]))
+            nodes[i + 1] = self.norms[i](nodes[i + 1] + self.updates[i](torch.cat(heard, dim=-1)))
+        return nodes
 
 
 class OnGraph(nn.Module):
@@ -134,10 +169,11 @@ class GraphEncoder(OnGraph):
         super().__init__(model, width)
         numbers = self.graph.numbers
         self.node_dim = node_dim
-        around = list(zip(numbers, (*numbers[1:], None), strict=True))
         self.biases = nn.ModuleList(nn.Linear(1, width) for _ in numbers)
-        self.rounds = nn.ModuleList(nn.ModuleList(Exchange(width, *pair) for pair in around) for _ in range(rounds))
+        self.rounds = nn.ModuleList(Round(width, numbers, upwards=number % 2 == 0) for number in range(rounds))
         self.latents = nn.ModuleList(nn.Linear(width, 2 * node_dim) for _ in numbers)
+        for read in self.latents:
+            nn.init.constant_(read.bias[node_dim:], -5.0)  # little noise at first, or nothing is heard over it
 
     @property
     def latent_dim(self) -> int:
@@ -149,12 +185,9 @@ class GraphEncoder(OnGraph):
         edges, biases = self.graph.split(standard)
         nodes = [lift(bias[..., None]) for lift, bias in zip(self.biases, biases, strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        nodes, last = [self.inputs, *nodes], len(nodes)
-        for number, exchanges in enumerate(self.rounds):
-            # up the network, then down again: each layer hears what the one before it has just learned
-            for layer in range(1, last + 1) if number % 2 == 0 else range(last, 0, -1):
-                beyond = (nodes[layer + 1], edges[layer]) if layer < last else (None, None)
-                nodes[layer] = exchanges[layer - 1](nodes[layer], nodes[layer - 1], edges[layer - 1], *beyond)
+        nodes = [self.inputs.expand(len(standard), -1, -1), *nodes]
+        for hear in self.rounds:
+            nodes = hear(nodes, edges)
         posterior = [read(features) for read, features in zip(self.latents, nodes[1:], strict=True)]
         mean, log_variance = torch.cat(posterior, dim=1).chunk(2, dim=-1)
         return torch.cat([mean.flatten(1), log_variance.flatten(1)], dim=1)
@@ -178,20 +211,16 @@ class GraphDecoder(OnGraph):
     def __init__(self, model: Classifier, node_dim: int, width: int) -> None:
         super().__init__(model, width)
         numbers = self.graph.numbers
-        self.lift = nn.ModuleList(two_layers(node_dim, width) for _ in numbers)
-        self.upper = nn.ModuleList(nn.Linear(width, width) for _ in numbers)
-        self.lower = nn.ModuleList(Keys(width, count) for count in numbers)
+        self.lift = nn.ModuleList(Mix(node_dim, width) for _ in numbers)
+        self.edges = nn.ModuleList(Edges(width, count) for count in numbers)
         self.biases = nn.ModuleList(nn.Linear(width, 1) for _ in numbers)
 
     def forward(self, latents: Tensor) -> Tensor:
         """[n, k] → [n, p]."""
         nodes = [lift(z) for lift, z in zip(self.lift, self.graph.nodes(latents), strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        below = [self.inputs.expand(len(latents), -1, -1), *nodes[:-1]]
-        edges = []
-        for features, under, upper, lower in zip(nodes, below, self.upper, self.lower, strict=True):
-            # W_ij[t] = sum over r of (B h_i)_r (A h_j ⊙ c_t)_r / sqrt(width)
-            edges.append(upper(features) @ lower(under).transpose(1, 2) / math.sqrt(features.shape[-1]))
+        ends = zip(nodes, [self.inputs.expand(len(latents), -1, -1), *nodes[:-1]], strict=True)
+        edges = [make(*pair) for make, pair in zip(self.edges, ends, strict=True)]
         return self.graph.join(edges, [bias(features) for bias, features in zip(self.biases, nodes, strict=True)])
 
 

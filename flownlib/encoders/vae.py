@@ -34,6 +34,7 @@ class VAESettings:
     batch_size: int = 48
     learning_rate: float = 1e-3
     input_noise: float = 1.0
+    jitter: float = 0.0
     weight_loss: float = 0.1
     behaviour_loss: float = 1.0
     kl_loss: float = 1e-3
@@ -123,6 +124,9 @@ def behaviour_distance(model: Classifier, weights: Tensor, decoded: Tensor, x: T
 def vae_loss(vae: VAE, weights: Tensor, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """The three terms for a batch of networks of one task: weights, behaviour, kl (scalars, already weighted)."""
     s, standard = vae.settings, vae.standardiser.forward(weights)
+    if s.jitter:  # other networks, to be reconstructed as they are
+        standard = standard + s.jitter * torch.randn(standard.shape, generator=generator, dtype=standard.dtype)
+        weights = vae.standardiser.inverse(standard)
     noise = torch.randn(standard.shape, generator=generator, dtype=standard.dtype)
     mean, log_variance = vae.posterior(standard + s.input_noise * noise)
     # z = mu + sigma * eps
