@@ -22,7 +22,7 @@ from flownlib.classifiers import Classifier, Conv
 
 @dataclass(frozen=True)
 class Graph:
-    """How a classifier's flat weights lie on its neural graph: the nodes of each layer, inputs first, and the numbers an edge carries."""
+    """How flat weights lie on a neural graph: the nodes of each layer, inputs first, and the numbers on an edge into each."""
 
     model: Classifier
     units: tuple[int, ...]
@@ -87,6 +87,23 @@ class Keys(nn.Module):
         return (self.project(nodes)[:, :, None] * self.code).flatten(1, 2)
 
 
+def distinct(nodes: Tensor, iterations: int = 5) -> Tensor:
+    """The nodes of a layer [n, units, width] made nearly orthogonal to each other, so that what is bound to one stays its own.
+
+    The symmetric orthogonalisation of Löwdin (1950) treats all units alike: permuting them permutes the result.
+    """
+    identity = torch.eye(nodes.shape[1], dtype=nodes.dtype, device=nodes.device)
+    gram = nodes @ nodes.transpose(1, 2) / nodes.shape[2] + 0.1 * identity
+    size = gram.flatten(1).norm(dim=1)[:, None, None]
+    root, inverse = gram / size, identity.expand_as(gram)
+    for _ in range(iterations):
+        # Newton's iteration towards G^(1/2) and G^(-1/2) (Higham 1997)
+        step = 1.5 * identity - 0.5 * inverse @ root
+        root, inverse = root @ step, step @ inverse
+    # (X X' / width + 0.1)^(-1/2) X
+    return inverse @ nodes / size.sqrt()
+
+
 class Edges(nn.Module):
     """The numbers on the edges between two layers, made from the features of both ends."""
 
@@ -126,21 +143,26 @@ class Round(nn.Module):
         self.updates = nn.ModuleList(Mix((3 if i + 1 < len(numbers) else 2) * width, width) for i in range(len(numbers)))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in numbers)
 
-    def forward(self, nodes: list[Tensor], edges: list[Tensor]) -> list[Tensor]:
-        """Features of each layer's nodes [n, units, width], inputs first, and the edges between them → new features."""
-        nodes, count = list(nodes), len(edges)
-        unsaid = [true - said(*pair) for true, said, pair in zip(edges, self.said, zip(nodes[1:], nodes[:-1], strict=True), strict=True)]
+    def forward(self, nodes: list[Tensor], names: list[Tensor], edges: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features of the nodes, their distinct names and the edges between layers → new features and names.
+
+        Args:
+            nodes, names: [n, units, width] for each layer, inputs first. edges: [n, out, in, numbers] into each other layer.
+        """
+        nodes, names, count = list(nodes), list(names), len(edges)
+        unsaid = [edges[i] - self.said[i](nodes[i + 1], names[i]) for i in range(count)]
         # layer after layer: each hears what the one before it has just learned
         for i in range(count) if self.upwards else reversed(range(count)):
-            heard = [nodes[i + 1], self.from_below[i](unsaid[i], nodes[i])]
+            heard = [nodes[i + 1], self.from_below[i](unsaid[i], names[i])]
             if i + 1 < count:
-                heard.append(self.from_above[i](unsaid[i + 1].transpose(1, 2), nodes[i + 2]))
+                heard.append(self.from_above[i](unsaid[i + 1].transpose(1, 2), names[i + 2]))
             nodes[i + 1] = self.norms[i](nodes[i + 1] + self.updates[i](torch.cat(heard, dim=-1)))
-        return nodes
+            names[i + 1] = distinct(nodes[i + 1])
+        return nodes, names
 
 
 class OnGraph(nn.Module):
-    """What encoder and decoder share: a graph, and learned features of the nodes that have a fixed place, inputs and outputs."""
+    """What encoder and decoder share: a graph, and learned features of the nodes whose place is fixed, inputs and outputs."""
 
     def __init__(self, model: Classifier, width: int) -> None:
         super().__init__()
@@ -163,7 +185,7 @@ class OnGraph(nn.Module):
 
 
 class GraphEncoder(OnGraph):
-    """Standardised weights [n, p] → mean and log-variance [n, 2k] of the latents, `node_dim` for each hidden and output unit."""
+    """Standardised weights [n, p] → mean and log-variance [n, 2k] of `node_dim` latents for each hidden and output unit."""
 
     def __init__(self, model: Classifier, node_dim: int, width: int, rounds: int) -> None:
         super().__init__(model, width)
@@ -185,28 +207,29 @@ class GraphEncoder(OnGraph):
         edges, biases = self.graph.split(standard)
         nodes = [lift(bias[..., None]) for lift, bias in zip(self.biases, biases, strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        nodes = [self.inputs.expand(len(standard), -1, -1), *nodes]
+        names = [self.inputs, *map(distinct, nodes)]
+        nodes = [self.inputs, *nodes]
         for hear in self.rounds:
-            nodes = hear(nodes, edges)
+            nodes, names = hear(nodes, names, edges)
         posterior = [read(features) for read, features in zip(self.latents, nodes[1:], strict=True)]
         mean, log_variance = torch.cat(posterior, dim=1).chunk(2, dim=-1)
         return torch.cat([mean.flatten(1), log_variance.flatten(1)], dim=1)
 
     def channel_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [k] of latents [n, k], each over networks and the units of a layer, so alike for all its units."""
+        """Mean and standard deviation [k] of latents [n, k] over networks and a layer's units, so alike for all of them."""
         layers = self.graph.nodes(latents)
         means = [nodes.mean((0, 1)).expand(nodes.shape[1:]) for nodes in layers]
         deviations = [nodes.std((0, 1)).expand(nodes.shape[1:]) for nodes in layers]
         return torch.cat(means).flatten(), torch.cat(deviations).flatten()
 
     def pooled(self, latents: Tensor) -> Tensor:
-        """An invariant summary [n, 2 * layers * node_dim] of latents [n, k]: their mean and root mean square over each layer's units."""
+        """An invariant summary [n, 2 * layers * node_dim] of latents [n, k]: each layer's mean and root mean square."""
         layers = self.graph.nodes(latents)
         return torch.cat([part for nodes in layers for part in (nodes.mean(1), nodes.square().mean(1).sqrt())], dim=1)
 
 
 class GraphDecoder(OnGraph):
-    """Latents [n, k] → standardised weights [n, p]: an edge is made from the latents at its two ends, a bias from its node's."""
+    """Latents [n, k] → standardised weights [n, p]: an edge is made from the latents at its two ends, a bias from its own."""
 
     def __init__(self, model: Classifier, node_dim: int, width: int) -> None:
         super().__init__(model, width)
@@ -219,8 +242,8 @@ class GraphDecoder(OnGraph):
         """[n, k] → [n, p]."""
         nodes = [lift(z) for lift, z in zip(self.lift, self.graph.nodes(latents), strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        ends = zip(nodes, [self.inputs.expand(len(latents), -1, -1), *nodes[:-1]], strict=True)
-        edges = [make(*pair) for make, pair in zip(self.edges, ends, strict=True)]
+        names = [self.inputs, *map(distinct, nodes[:-1])]
+        edges = [make(*ends) for make, *ends in zip(self.edges, nodes, names, strict=True)]
         return self.graph.join(edges, [bias(features) for bias, features in zip(self.biases, nodes, strict=True)])
 
 

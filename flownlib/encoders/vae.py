@@ -25,7 +25,8 @@ from flownlib.zoo import Zoo
 class VAESettings:
     """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step.
 
-    The architecture "graph" has `node_dim` latents for each unit instead of `latent_dim`, and hears `rounds` of messages.
+    `input_noise` is to be removed; `jitter` makes other networks, to be reconstructed as they are. The architecture
+    "graph" has `node_dim` latents for each unit in place of `latent_dim`, and `rounds` of messages.
     """
 
     latent_dim: int = 64
