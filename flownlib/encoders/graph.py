@@ -144,14 +144,14 @@ class Round(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in numbers)
 
     def forward(self, nodes: list[Tensor], names: list[Tensor], edges: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Features of the nodes, their distinct names and the edges between layers → new features and names.
+        """Features of the nodes and their names, by which `distinct` tells them apart, are updated, layer after layer.
 
         Args:
             nodes, names: [n, units, width] for each layer, inputs first. edges: [n, out, in, numbers] into each other layer.
         """
         nodes, names, count = list(nodes), list(names), len(edges)
         unsaid = [edges[i] - self.said[i](nodes[i + 1], names[i]) for i in range(count)]
-        # layer after layer: each hears what the one before it has just learned
+        # each layer hears what the one before it has just learned
         for i in range(count) if self.upwards else reversed(range(count)):
             heard = [nodes[i + 1], self.from_below[i](unsaid[i], names[i])]
             if i + 1 < count:
