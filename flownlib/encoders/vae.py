@@ -41,8 +41,8 @@ class VAESettings:
     kl_loss: float = 1e-3
     probe_images: int = 24
     architecture: str = "mlp"  # or "graph"
-    node_dim: int = 32
-    rounds: int = 3
+    node_dim: int = 48
+    rounds: int = 2
 
 
 def networks(model: Classifier, settings: VAESettings) -> tuple[nn.Module, nn.Module, int]:
