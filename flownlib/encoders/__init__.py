@@ -10,6 +10,7 @@ from flownlib.encoders.base import Encoder, Reconstruction, Standardiser, Weight
 from flownlib.encoders.linear import PCA
 from flownlib.encoders.lora import LoRA, adapt
 from flownlib.encoders.vae import VAE, VAESettings, train_vae
+from flownlib.encoders.widths import train_on_widths
 
 CODE = (base, linear, networks, graph, vae, lora)  # what a cached result of this package depends on
 KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE, "lora": LoRA}
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "reconstruct",
     "save",
+    "train_on_widths",
     "train_vae",
 ]
 

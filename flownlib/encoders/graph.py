@@ -22,7 +22,7 @@ from flownlib.classifiers import Classifier, Conv
 
 @dataclass(frozen=True)
 class Graph:
-    """How a classifier's flat weights lie on its neural graph: the nodes of each layer, inputs first, and the numbers an edge carries."""
+    """How flat weights lie on a neural graph: the nodes of each layer, inputs first, and the numbers on an edge into each."""
 
     model: Classifier
     units: tuple[int, ...]
@@ -61,8 +61,21 @@ class Graph:
         return list(latents.unflatten(-1, (sum(self.units[1:]), -1)).split(self.units[1:], dim=-2))
 
 
+class Mix(nn.Module):
+    """A linear map plus a perceptron with one hidden layer."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, width)
+        self.perceptron = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] → [..., width]."""
+        return self.linear(x) + self.perceptron(x)
+
+
 class Keys(nn.Module):
-    """Binds the features of a node to each number of its edges: a learned product, in which an edge's two ends meet."""
+    """Binds the features h_j of a node to each number t of its edges: the keys A h_j ⊙ c_t."""
 
     def __init__(self, width: int, numbers: int) -> None:
         super().__init__()
@@ -74,38 +87,82 @@ class Keys(nn.Module):
         return (self.project(nodes)[:, :, None] * self.code).flatten(1, 2)
 
 
-class Exchange(nn.Module):
-    """One layer's nodes hear from the layers below and above, and are updated."""
+def distinct(nodes: Tensor, iterations: int = 5) -> Tensor:
+    """The nodes of a layer [n, units, width] made nearly orthogonal to each other, so that what is bound to one stays its own.
 
-    def __init__(self, width: int, numbers_below: int, numbers_above: int | None) -> None:
+    The symmetric orthogonalisation of Löwdin (1950) treats all units alike: permuting them permutes the result.
+    """
+    identity = torch.eye(nodes.shape[1], dtype=nodes.dtype, device=nodes.device)
+    gram = nodes @ nodes.transpose(1, 2) / nodes.shape[2] + 0.1 * identity
+    size = gram.flatten(1).norm(dim=1)[:, None, None]
+    root, inverse = gram / size, identity.expand_as(gram)
+    for _ in range(iterations):
+        # Newton's iteration towards G^(1/2) and G^(-1/2) (Higham 1997)
+        step = 1.5 * identity - 0.5 * inverse @ root
+        root, inverse = root @ step, step @ inverse
+    # (X X' / width + 0.1)^(-1/2) X
+    return inverse @ nodes / size.sqrt()
+
+
+class Edges(nn.Module):
+    """The numbers on the edges between two layers, made from the features of both ends."""
+
+    def __init__(self, width: int, numbers: int) -> None:
         super().__init__()
-        self.below = Keys(width, numbers_below)
-        self.above = Keys(width, numbers_above) if numbers_above else None
-        self.update = two_layers((3 if numbers_above else 2) * width, width)
-        self.norm = nn.LayerNorm(width)
+        self.above, self.below = nn.Linear(width, width), Keys(width, numbers)
 
-    def forward(self, nodes: Tensor, below: Tensor, into: Tensor, above: Tensor | None, out_of: Tensor | None) -> Tensor:
-        """Nodes [n, units, width] and their neighbours', with edges into [n, units, in, numbers] and out of [n, out, units, numbers] them."""
-        # message to i = sum over j and t of W_ij[t] (A h_j ⊙ c_t) / sqrt(how many)
-        heard = [nodes, message(into, self.below(below))]
-        if self.above is not None:
-            heard.append(message(out_of.transpose(1, 2), self.above(above)))
-        return self.norm(nodes + self.update(torch.cat(heard, dim=-1)))
+    def forward(self, above: Tensor, below: Tensor) -> Tensor:
+        """Nodes [n, out, width] and [n, in, width] → edges [n, out, in, numbers]."""
+        # W_ij[t] = B h_i · (A h_j ⊙ c_t) / sqrt(width)
+        edges = self.above(above) @ self.below(below).transpose(1, 2) / math.sqrt(above.shape[-1])
+        return edges.unflatten(2, (below.shape[1], -1))
 
 
-def message(edges: Tensor, keys: Tensor) -> Tensor:
-    """What each of `to` nodes hears over edges [n, to, from, numbers] from nodes with keys [n, from * numbers, width]."""
-    edges = edges.flatten(2)
-    return edges @ keys / math.sqrt(edges.shape[-1])
+class Message(nn.Module):
+    """What nodes hear over their edges to a neighbouring layer: the reverse of `Edges`, a sum over that layer's keys."""
+
+    def __init__(self, width: int, numbers: int) -> None:
+        super().__init__()
+        self.keys = Keys(width, numbers)
+
+    def forward(self, edges: Tensor, neighbours: Tensor) -> Tensor:
+        """Edges [n, units, neighbours, numbers] and nodes [n, neighbours, width] → messages [n, units, width]."""
+        # m_i = sum over j and t of W_ij[t] (A h_j ⊙ c_t) / sqrt(how many)
+        return edges.flatten(2) @ self.keys(neighbours) / math.sqrt(edges[0, 0].numel())
 
 
-def two_layers(inputs: int, width: int, outputs: int | None = None) -> nn.Sequential:
-    """Two linear layers."""
-    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, outputs or width))
+class Round(nn.Module):
+    """Every node hears from the layers below and above what their common edges hold and the nodes do not say already."""
+
+    def __init__(self, width: int, numbers: tuple[int, ...], upwards: bool) -> None:
+        super().__init__()
+        self.upwards = upwards
+        self.said = nn.ModuleList(Edges(width, count) for count in numbers)
+        self.from_below = nn.ModuleList(Message(width, count) for count in numbers)
+        self.from_above = nn.ModuleList(Message(width, count) for count in numbers[1:])
+        self.updates = nn.ModuleList(Mix((3 if i + 1 < len(numbers) else 2) * width, width) for i in range(len(numbers)))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in numbers)
+
+    def forward(self, nodes: list[Tensor], names: list[Tensor], edges: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features of the nodes and their names, by which `distinct` tells them apart, are updated, layer after layer.
+
+        Args:
+            nodes, names: [n, units, width] for each layer, inputs first. edges: [n, out, in, numbers] into each other layer.
+        """
+        nodes, names, count = list(nodes), list(names), len(edges)
+        unsaid = [edges[i] - self.said[i](nodes[i + 1], names[i]) for i in range(count)]
+        # each layer hears what the one before it has just learned
+        for i in range(count) if self.upwards else reversed(range(count)):
+            heard = [nodes[i + 1], self.from_below[i](unsaid[i], names[i])]
+            if i + 1 < count:
+                heard.append(self.from_above[i](unsaid[i + 1].transpose(1, 2), names[i + 2]))
+            nodes[i + 1] = self.norms[i](nodes[i + 1] + self.updates[i](torch.cat(heard, dim=-1)))
+            names[i + 1] = distinct(nodes[i + 1])
+        return nodes, names
 
 
 class OnGraph(nn.Module):
-    """What encoder and decoder share: a graph, and learned features of the nodes that have a fixed place, inputs and outputs."""
+    """What encoder and decoder share: a graph, and learned features of the nodes whose place is fixed, inputs and outputs."""
 
     def __init__(self, model: Classifier, width: int) -> None:
         super().__init__()
@@ -128,16 +185,17 @@ class OnGraph(nn.Module):
 
 
 class GraphEncoder(OnGraph):
-    """Standardised weights [n, p] → mean and log-variance [n, 2k] of the latents, `node_dim` for each hidden and output unit."""
+    """Standardised weights [n, p] → mean and log-variance [n, 2k] of `node_dim` latents for each hidden and output unit."""
 
     def __init__(self, model: Classifier, node_dim: int, width: int, rounds: int) -> None:
         super().__init__(model, width)
         numbers = self.graph.numbers
         self.node_dim = node_dim
-        around = list(zip(numbers, (*numbers[1:], None), strict=True))
         self.biases = nn.ModuleList(nn.Linear(1, width) for _ in numbers)
-        self.rounds = nn.ModuleList(nn.ModuleList(Exchange(width, *pair) for pair in around) for _ in range(rounds))
+        self.rounds = nn.ModuleList(Round(width, numbers, upwards=number % 2 == 0) for number in range(rounds))
         self.latents = nn.ModuleList(nn.Linear(width, 2 * node_dim) for _ in numbers)
+        for read in self.latents:
+            nn.init.constant_(read.bias[node_dim:], -5.0)  # little noise at first, or nothing is heard over it
 
     @property
     def latent_dim(self) -> int:
@@ -149,49 +207,43 @@ class GraphEncoder(OnGraph):
         edges, biases = self.graph.split(standard)
         nodes = [lift(bias[..., None]) for lift, bias in zip(self.biases, biases, strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        nodes, last = [self.inputs, *nodes], len(nodes)
-        for number, exchanges in enumerate(self.rounds):
-            # up the network, then down again: each layer hears what the one before it has just learned
-            for layer in range(1, last + 1) if number % 2 == 0 else range(last, 0, -1):
-                beyond = (nodes[layer + 1], edges[layer]) if layer < last else (None, None)
-                nodes[layer] = exchanges[layer - 1](nodes[layer], nodes[layer - 1], edges[layer - 1], *beyond)
+        names = [self.inputs, *map(distinct, nodes)]
+        nodes = [self.inputs, *nodes]
+        for hear in self.rounds:
+            nodes, names = hear(nodes, names, edges)
         posterior = [read(features) for read, features in zip(self.latents, nodes[1:], strict=True)]
         mean, log_variance = torch.cat(posterior, dim=1).chunk(2, dim=-1)
         return torch.cat([mean.flatten(1), log_variance.flatten(1)], dim=1)
 
     def channel_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [k] of latents [n, k], each over networks and the units of a layer, so alike for all its units."""
+        """Mean and standard deviation [k] of latents [n, k] over networks and a layer's units, so alike for all of them."""
         layers = self.graph.nodes(latents)
         means = [nodes.mean((0, 1)).expand(nodes.shape[1:]) for nodes in layers]
         deviations = [nodes.std((0, 1)).expand(nodes.shape[1:]) for nodes in layers]
         return torch.cat(means).flatten(), torch.cat(deviations).flatten()
 
     def pooled(self, latents: Tensor) -> Tensor:
-        """An invariant summary [n, 2 * layers * node_dim] of latents [n, k]: their mean and root mean square over each layer's units."""
+        """An invariant summary [n, 2 * layers * node_dim] of latents [n, k]: each layer's mean and root mean square."""
         layers = self.graph.nodes(latents)
         return torch.cat([part for nodes in layers for part in (nodes.mean(1), nodes.square().mean(1).sqrt())], dim=1)
 
 
 class GraphDecoder(OnGraph):
-    """Latents [n, k] → standardised weights [n, p]: an edge is made from the latents at its two ends, a bias from its node's."""
+    """Latents [n, k] → standardised weights [n, p]: an edge is made from the latents at its two ends, a bias from its own."""
 
     def __init__(self, model: Classifier, node_dim: int, width: int) -> None:
         super().__init__(model, width)
         numbers = self.graph.numbers
-        self.lift = nn.ModuleList(two_layers(node_dim, width) for _ in numbers)
-        self.upper = nn.ModuleList(nn.Linear(width, width) for _ in numbers)
-        self.lower = nn.ModuleList(Keys(width, count) for count in numbers)
+        self.lift = nn.ModuleList(Mix(node_dim, width) for _ in numbers)
+        self.edges = nn.ModuleList(Edges(width, count) for count in numbers)
         self.biases = nn.ModuleList(nn.Linear(width, 1) for _ in numbers)
 
     def forward(self, latents: Tensor) -> Tensor:
         """[n, k] → [n, p]."""
         nodes = [lift(z) for lift, z in zip(self.lift, self.graph.nodes(latents), strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        below = [self.inputs.expand(len(latents), -1, -1), *nodes[:-1]]
-        edges = []
-        for features, under, upper, lower in zip(nodes, below, self.upper, self.lower, strict=True):
-            # W_ij[t] = sum over r of (B h_i)_r (A h_j ⊙ c_t)_r / sqrt(width)
-            edges.append(upper(features) @ lower(under).transpose(1, 2) / math.sqrt(features.shape[-1]))
+        names = [self.inputs, *map(distinct, nodes[:-1])]
+        edges = [make(*ends) for make, *ends in zip(self.edges, nodes, names, strict=True)]
         return self.graph.join(edges, [bias(features) for bias, features in zip(self.biases, nodes, strict=True)])
 
 

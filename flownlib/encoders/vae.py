@@ -28,8 +28,9 @@ ARCHITECTURES = ("mlp", "tokens", "conv1d", "graph")
 class VAESettings:
     """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step.
 
-    Without a `kl_loss` the latents are the encoder's means plus `latent_noise`, as in p-diff's autoencoder. The architecture
-    "graph" has `node_dim` latents for each unit instead of `latent_dim`, and hears `rounds` of messages.
+    `input_noise` is to be removed; `jitter` makes other networks, to be reconstructed as they are. Without a `kl_loss` the
+    latents are the encoder's means plus `latent_noise`, as in p-diff's autoencoder. The architecture "graph" has `node_dim`
+    latents for each unit in place of `latent_dim`, and `rounds` of messages.
     """
 
     latent_dim: int = 64
@@ -38,14 +39,15 @@ class VAESettings:
     batch_size: int = 48
     learning_rate: float = 1e-3
     input_noise: float = 1.0
+    jitter: float = 0.0
     weight_loss: float = 0.1
     behaviour_loss: float = 1.0
     kl_loss: float = 1e-3
     latent_noise: float = 0.0
     architecture: str = "mlp"  # one of ARCHITECTURES
     token_size: int = 64  # weights in a token; 0 makes every unit a token
-    node_dim: int = 32
-    rounds: int = 3
+    node_dim: int = 48
+    rounds: int = 2
     probe_images: int = 24
 
 
@@ -132,6 +134,9 @@ def behaviour_distance(model: Classifier, weights: Tensor, decoded: Tensor, x: T
 def vae_loss(vae: VAE, weights: Tensor, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """The three terms for a batch of networks of one task: weights, behaviour, kl (scalars, already weighted)."""
     s, standard = vae.settings, vae.standardiser.forward(weights)
+    if s.jitter:  # other networks, to be reconstructed as they are
+        standard = standard + s.jitter * torch.randn(standard.shape, generator=generator, dtype=standard.dtype)
+        weights = vae.standardiser.inverse(standard)
     noise = torch.randn(standard.shape, generator=generator, dtype=standard.dtype)
     mean, log_variance = vae.posterior(standard + s.input_noise * noise)
     # z = mu + sigma * eps
