@@ -39,7 +39,7 @@ class Profile:
     token_width: int = 64
     conv_width: int = 16
     graph_width: int = 64
-    lora_rank: int = 2
+    lora_rank: int = 4
     # flow (notebook 03)
     encoder: str = "vae"  # whose latents the flow lives in: one of ENCODERS
     flow_width: int = 256

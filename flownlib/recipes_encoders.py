@@ -14,6 +14,7 @@ from flownlib.tasks import Task
 from flownlib.zoo import Zoo, collect
 
 CODE = (*symmetry.CODE, *encoders.CODE)
+OWN = {"pca": (encoders.linear,), "lora": (encoders.lora,), "vae_graph": (encoders.vae, encoders.graph)}
 ZOOS = {
     "shared": "one initialisation, independent orders of minibatches",
     "independent": "everything independent, as training left it",
@@ -42,7 +43,7 @@ def autoencoders(settings: Profile) -> dict[str, VAESettings]:
     mlp = recipes.vae_settings(settings)
     return {
         "vae": mlp,
-        "vae_tokens": replace(mlp, architecture="tokens", width=settings.token_width),
+        "vae_tokens": replace(mlp, architecture="tokens", width=settings.token_width, token_size=128, learning_rate=2e-3),
         # p-diff: no behaviour, no KL divergence, a little noise on weights and latents
         "vae_conv1d": replace(
             mlp,
@@ -88,7 +89,8 @@ def fit(settings: Profile, seed: int, kind: str, name: str) -> Fit:
     """One encoder, fitted to one kind of zoo, from the cache if it is there."""
     train, _ = split_zoo(settings, seed, kind)
     tasks = recipes.zoo_tasks(settings)
-    key = {"zoo": train.digest(), "encoder": name, "settings": settings.as_dict(), "seed": seed}
+    chosen = asdict(autoencoders(settings)[name]) if name in autoencoders(settings) else settings.lora_rank
+    key = {"zoo": train.digest(), "encoder": name, "settings": chosen, "dim": settings.latent_dim, "seed": seed}
 
     def build() -> Artifact:
         start = time.process_time()
@@ -96,5 +98,6 @@ def fit(settings: Profile, seed: int, kind: str, name: str) -> Fit:
         seconds, made = time.process_time() - start, encoder.as_artifact()
         return replace(made, meta=made.meta | {"seconds": seconds})
 
-    stored = cached("encoder", key, build, code=CODE)
+    own = OWN.get(name, (encoders.vae, encoders.networks))
+    stored = cached("encoder", key, build, code=(*symmetry.CODE, encoders.base, *own))
     return Fit(KINDS[stored.meta["encoder"]].from_artifact(stored), stored.meta["seconds"])
