@@ -108,7 +108,7 @@ STUDIES = {
     "generation": Study(generation, "generated networks beside held-out ones and every null", 10, FLOW_CODE),
     "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),
-    "lora": Study(studies_lora.run_seed, "rank against accuracy of low-rank adaptation", 8, studies_lora.CODE),
+    "lora": Study(studies_lora.run_seed, "rank against accuracy of low-rank adaptation", 15, studies_lora.CODE),
 }
 
 
