@@ -38,7 +38,7 @@ class Profile:
     # other encoders (notebook 02)
     token_width: int = 64
     conv_width: int = 16
-    graph_width: int = 64
+    graph_width: int = 96
     lora_rank: int = 4
     # flow (notebook 03)
     encoder: str = "vae"  # whose latents the flow lives in: one of ENCODERS

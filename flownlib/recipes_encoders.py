@@ -55,7 +55,18 @@ def autoencoders(settings: Profile) -> dict[str, VAESettings]:
             input_noise=1e-3,
             latent_noise=0.1,
         ),
-        "vae_graph": replace(mlp, architecture="graph", width=settings.graph_width),
+        # asked to return the network it was given: networks made by jitter, weights before behaviour
+        "vae_graph": replace(
+            mlp,
+            architecture="graph",
+            width=settings.graph_width,
+            batch_size=12,
+            learning_rate=3e-3,
+            input_noise=0.0,
+            jitter=0.3,
+            weight_loss=10.0,
+            kl_loss=1e-4,
+        ),
     }
 
 
