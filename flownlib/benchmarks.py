@@ -33,7 +33,8 @@ from flownlib.scoring import logits_of
 from flownlib.statistics import mean_interval, proportion_interval
 from flownlib.tasks import Split, SplitSizes, load_task
 from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
-from flownlib.zoo import Zoo, ZooSettings, collect, default_workers
+from flownlib.workers import default_workers
+from flownlib.zoo import Zoo, ZooSettings, collect
 
 BATCH = 50
 Job = Callable[[], int]  # does some work, returns how many model-steps it was

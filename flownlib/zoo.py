@@ -5,14 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +24,7 @@ from flownlib.scoring import score
 from flownlib.tasks import SplitSizes, Task, glyphs, load_task
 from flownlib.tasks import base as tasks_base
 from flownlib.training import Training, initial_weights, loops, minibatch_orders, plan, seeded, train_many
+from flownlib.workers import default_workers, one_thread, share_jobs
 
 log = logging.getLogger(__name__)
 # what differs between the networks of one task
@@ -207,7 +202,7 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     bar.update(len(jobs) - len(missing))
     with one_thread():
         if workers > 1 and len(missing) > 1:
-            share_jobs(missing, workers, bar)
+            share_jobs(collect_shard, missing, workers, bar)
         parts = []
         for job in jobs:
             parts.append(Zoo.from_artifact(collect_shard(*job)))
@@ -217,58 +212,6 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     if table["diverged"].any():
         log.warning("%d of %d networks diverged; the table's column `diverged` marks them", table["diverged"].sum(), len(table))
     return Zoo(torch.cat([part.weights for part in parts]), table, parts[0].model, asdict(settings))
-
-
-def share_jobs(jobs: list[tuple[ZooSettings, str, tuple[int, ...]]], workers: int, bar: tqdm) -> None:
-    """Collect shards with this process and `workers` - 1 others, which take seconds to start: it does not wait for them."""
-    with ProcessPoolExecutor(workers - 1, get_context("spawn"), start_child) as pool:
-        futures = [pool.submit(collect_shard, *job) for job in jobs]
-        try:
-            for future, job in zip(reversed(futures), reversed(jobs), strict=True):
-                if any(other.done() and not other.cancelled() and other.exception() for other in futures):
-                    break
-                if future.cancel():  # nobody has begun it
-                    collect_shard(*job)
-                    bar.update()
-            for future in as_completed([future for future in futures if not future.cancelled()]):
-                future.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def start_worker() -> None:
-    """One thread a process: never slower than threads, and twice the processes."""
-    torch.set_num_threads(1)
-    backends.keep_freed_memory()
-
-
-def start_child() -> None:
-    """`start_worker`, and an end to this process when its parent ends, however abruptly that happens."""
-    start_worker()
-
-    def follow(parent: BaseProcess) -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, args=(parent_process(),), daemon=True).start()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What `start_worker` does, for this process and only for now."""
-    threads = torch.get_num_threads()
-    start_worker()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def default_workers() -> int:
-    """One worker for each core this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collect_shard(settings: ZooSettings, task_name: str, seeds: tuple[int, ...]) -> Artifact:

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from flownlib.tasks import load_task
-from flownlib.zoo import ZooSettings, collect, collect_shard, is_cached, start_worker
+from flownlib.workers import start_worker
+from flownlib.zoo import ZooSettings, collect, collect_shard, is_cached
 
 
 def parser() -> argparse.ArgumentParser:
