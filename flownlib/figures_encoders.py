@@ -71,5 +71,5 @@ def rank_curve(records: Sequence[Mapping]) -> Figure:
     ax.set(xlabel="rank, and numbers in a latent", ylabel="test accuracy")
     ax.margins(x=0.08)
     ax.grid(axis="y", color="#e8ecef")
-    ax.legend(loc="center right", fontsize=10)
+    ax.legend(loc="best", fontsize=10)
     return fig
