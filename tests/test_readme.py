@@ -53,11 +53,14 @@ def test_its_make_commands_exist_and_ci_runs_them() -> None:
     ],
 )
 def test_a_live_run_agrees_with_the_study(notebook, study, quantity, method, margin) -> None:
-    def values(name: str) -> dict[str, float]:
+    def records(name: str) -> dict[str, dict]:
         found = [r for r in results.read(name)["records"] if (r["quantity"], r["method"]) == (quantity, method)]
-        ignored = {"networks"}
-        return {str({k: v for k, v in r["setting"].items() if k not in ignored}): r["value"] for r in found}
+        numbers = {"networks"} if notebook != "02_vae_training" else set()  # how many, which may differ
+        return {str({k: v for k, v in r["setting"].items() if k not in numbers}): r for r in found}
 
-    live, many = values(notebook), values(f"study_{study}")
+    live, many = records(notebook), records(f"study_{study}")
     shared = live.keys() & many.keys()
-    assert shared and all(abs(live[key] - many[key]) < margin for key in shared)
+    assert shared
+    for key in shared:  # within the margin of the study's mean, or within its interval over seeds
+        distance = abs(live[key]["value"] - many[key]["value"])
+        assert distance < max(margin, (many[key]["high"] - many[key]["low"]) / 2), key
