@@ -101,10 +101,13 @@ class Study:
 
 
 ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_module)
-FLOW_CODE = (*ZOO_CODE, *symmetry.CODE, *encoders.CODE, context, flow, generators.base, generators.flows, generators.nulls, evaluation)
+GENERATORS = (generators.base, generators.flows, generators.nulls)
+FLOW_CODE = (*ZOO_CODE, *symmetry.CODE, *encoders.CODE, context, flow, *GENERATORS, evaluation)
 STUDIES = {
     "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3, ZOO_CODE),
-    "encoders": Study(studies_encoders.run_seed, "held-out networks through every encoder", 45, (*ZOO_CODE, *studies_encoders.CODE)),
+    "encoders": Study(
+        studies_encoders.run_seed, "held-out networks through every encoder", 45, (*ZOO_CODE, *studies_encoders.CODE)
+    ),
     "generation": Study(generation, "generated networks beside held-out ones and every null", 10, FLOW_CODE),
     "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),

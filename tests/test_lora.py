@@ -12,7 +12,6 @@ from flownlib.artifacts import load_artifact, save_artifact
 from flownlib.classifiers import cnn_medium, mlp
 from flownlib.encoders import LoRA, adapt
 from flownlib.encoders.lora import LatentClassifier
-from flownlib.layout import Layout
 from flownlib.modules import ModuleClassifier, torchvision_classifier
 from flownlib.scoring import score
 from flownlib.tasks import Split

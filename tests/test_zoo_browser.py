@@ -53,7 +53,9 @@ def test_a_network_without_errors_can_be_shown(browsing):
     perfect = zoo_browser.Browsing(
         found.images, found.labels, found.labels.expand(4, -1), found.filters, found.lines
     )  # fmt: skip
-    plt.close(zoo_browser.draw(perfect, 0, 1))
+    fig = zoo_browser.draw(perfect, 0, 1)
+    assert "(1.000)" in fig.axes[-1].get_title()
+    plt.close(fig)
 
 
 def test_figures_draw_what_they_are_given():

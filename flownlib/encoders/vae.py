@@ -87,7 +87,7 @@ class VAE(nn.Module):
 
     @property
     def standardiser(self) -> Standardiser:
-        """Weights ↔ the numbers that the MLPs see."""
+        """Weights ↔ the numbers that the networks see."""
         return Standardiser(self.mean, self.scale)
 
     def posterior(self, standard: Tensor) -> tuple[Tensor, Tensor]:
