@@ -84,10 +84,10 @@ def draw(found: LatentMap, column: int, row: int) -> Figure:
     best = int(found.accuracy[:, row, column].argmax())
     fig = free_figure(11, 4.6)
     _draw_map(fig, found, column, row)
-    ax = fig.add_axes((0.55, 0.70, 0.43, 0.16))
+    ax = fig.add_axes((0.55, 0.67, 0.43, 0.16))
     filter_strip(ax, found.filters[row, column])
     scores = ", ".join(f"{name} {found.accuracy[i, row, column]:.2f}" for i, name in enumerate(found.tasks))
-    fig.text(0.765, 0.955, f"the network at this point: {scores}", ha="center", va="top", fontsize=10, color=INK)
+    fig.text(0.765, 0.98, f"the network at this point\n{scores}", ha="center", va="top", fontsize=9, color=INK)
     axes = fig.add_axes((0.55, 0.35, 0.43, 0.17)), fig.add_axes((0.55, 0.12, 0.43, 0.22))
     prediction_bars(*axes, found.images[best], found.answers[best], found.probabilities[best, row, column])
     axes[0].set_title(f"its predictions on six test images of {found.tasks[best]} (green: the right class)", fontsize=10)
@@ -95,18 +95,18 @@ def draw(found: LatentMap, column: int, row: int) -> Figure:
 
 
 def _draw_map(fig: Figure, found: LatentMap, column: int, row: int) -> None:
-    ax = fig.add_axes((0.06, 0.13, 0.36, 0.80))
+    ax = fig.add_axes((0.06, 0.13, 0.36, 0.78))
     corners = (float(found.x[0]), float(found.x[-1]), float(found.y[0]), float(found.y[-1]))
     picture = ax.imshow(
-        found.accuracy.amax(0).numpy(), extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1.2
+        found.accuracy.amax(0).numpy(), extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1
     )
     for color, name in zip(PALETTE, found.tasks, strict=False):
         rows = torch.tensor([label == name for label in found.labels])
         ax.scatter(*found.points[rows].T.numpy(), s=9, color=color, lw=0, label=name)
     ax.scatter(float(found.x[column]), float(found.y[row]), s=150, facecolors="none", edgecolors=PALETTE[6], lw=2.4, zorder=4)
     ax.set(xlabel="first latent axis", ylabel="second latent axis")
-    ax.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.85, handletextpad=0.2)
-    bar = fig.colorbar(picture, cax=fig.add_axes((0.43, 0.13, 0.012, 0.80)), ticks=[0, 0.5, 1])
+    ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handletextpad=0.1, columnspacing=0.9, markerscale=2)
+    bar = fig.colorbar(picture, cax=fig.add_axes((0.43, 0.13, 0.012, 0.78)), ticks=[0, 0.5, 1])
     bar.set_label("accuracy on the best task", fontsize=9)
 
 
