@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def test_the_library_in_twenty_lines_runs(capsys) -> None:
 
 def test_its_results_are_those_of_the_files() -> None:
     assert report.in_sync(), "write them with: python -m flownlib report"
+
+
+def test_the_tables_of_a_live_run_can_be_shown(tmp_path) -> None:
+    """What `make tutorial` prints at its end, from the notebooks' own results and no study's."""
+    for path in (ROOT / "figures" / "results").glob("[0-9]*.json"):
+        shutil.copy(path, tmp_path)
+    shown = report.render(tmp_path)
+    assert shown.count("(notebook ") >= 5 and "study" not in shown
 
 
 def test_every_study_was_run_with_three_seeds_and_is_shown() -> None:
