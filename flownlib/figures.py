@@ -144,7 +144,8 @@ def prediction_bars(pictures: Axes, bars: Axes, images: Tensor, answers: Tensor,
     places = torch.arange(count)[:, None] + (torch.arange(classes) + 0.5) / (classes + 1)
     right = torch.arange(classes) == answers[:, None]
     colors = [PALETTE[2] if r else GREY for r in right.flatten()]
-    bars.bar(places.flatten().numpy(), probabilities.flatten().numpy(), width=0.8 / classes, color=colors)
+    # lines, for one collection is drawn far sooner than a patch for every bar
+    bars.vlines(places.flatten().numpy(), 0, probabilities.flatten().numpy(), colors=colors, linewidth=4)
     bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
 
 

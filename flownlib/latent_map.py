@@ -97,17 +97,14 @@ def draw(found: LatentMap, column: int, row: int) -> Figure:
 def _draw_map(fig: Figure, found: LatentMap, column: int, row: int) -> None:
     ax = fig.add_axes((0.06, 0.13, 0.36, 0.78))
     corners = (float(found.x[0]), float(found.x[-1]), float(found.y[0]), float(found.y[-1]))
-    picture = ax.imshow(
-        found.accuracy.amax(0).numpy(), extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1
-    )
+    best = found.accuracy.amax(0).numpy()
+    ax.imshow(best, extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1)
     for color, name in zip(PALETTE, found.tasks, strict=False):
         rows = torch.tensor([label == name for label in found.labels])
         ax.scatter(*found.points[rows].T.numpy(), s=9, color=color, lw=0, label=name)
     ax.scatter(float(found.x[column]), float(found.y[row]), s=150, facecolors="none", edgecolors=PALETTE[6], lw=2.4, zorder=4)
-    ax.set(xlabel="first latent axis", ylabel="second latent axis")
+    ax.set(xlabel="first latent axis (grey: accuracy on the best task, white is 1)", ylabel="second latent axis")
     ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handletextpad=0.1, columnspacing=0.9, markerscale=2)
-    bar = fig.colorbar(picture, cax=fig.add_axes((0.43, 0.13, 0.012, 0.78)), ticks=[0, 0.5, 1])
-    bar.set_label("accuracy on the best task", fontsize=9)
 
 
 def latent_walk(found: LatentMap) -> Panel:
