@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flownlib.context as context_module
-import flownlib.flow as flow_module
+import flownlib.flow as flow_package
 from flownlib import adaptation, bodies, classifiers, encoders, episodes, operations, recipes, symmetry
 from flownlib.adaptation import (
     adaptation_curve,
@@ -224,7 +224,7 @@ def compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
 
 def latent_compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
     """`compare` on every one of the `latent_initialisations`."""
-    code = (recipes, *symmetry.CODE, *encoders.CODE, flow_module, flows, context_module)
+    code = (recipes, *symmetry.CODE, *encoders.CODE, *flow_package.CODE, flows, context_module)
     return _cached_curves(
         "latent", settings, seed, lambda: compare(cnn_small(), latent_initialisations(settings, seed), found, seed), code
     )

@@ -102,7 +102,7 @@ class Study:
 
 ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_module)
 GENERATORS = (generators.base, generators.flows, generators.nulls)
-FLOW_CODE = (*ZOO_CODE, *symmetry.CODE, *encoders.CODE, context, flow, *GENERATORS, evaluation)
+FLOW_CODE = (*ZOO_CODE, *symmetry.CODE, *encoders.CODE, context, *flow.CODE, *GENERATORS, evaluation)
 STUDIES = {
     "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3, ZOO_CODE),
     "encoders": Study(

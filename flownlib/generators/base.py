@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
@@ -24,6 +25,41 @@ class Generator(Protocol):
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p] for one context y [c]."""
+
+
+def task_numbers(zoo: Zoo) -> Tensor:
+    """Each network's task as its place in `zoo.tasks`, int64 [n]."""
+    place = {task: i for i, task in enumerate(zoo.tasks)}
+    return torch.tensor([place[task] for task in zoo.table["task"]])
+
+
+@dataclass(frozen=True)
+class StandardContexts:
+    """Contexts as a network sees them: draws [tasks, draws, c], each number standardised over all of them."""
+
+    draws: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def fit(cls, contexts: Contexts, tasks: Sequence[str]) -> StandardContexts:
+        """Standardise the contexts of the tasks, in their order."""
+        draws = torch.stack([contexts[task] for task in tasks])
+        mean, std = draws.mean(dim=(0, 1)), draws.std(dim=(0, 1)).clamp(min=1e-3)
+        return cls((draws - mean) / std, mean, std)
+
+    @property
+    def dim(self) -> int:
+        """c."""
+        return self.draws.shape[-1]
+
+    def standardise(self, y: Tensor) -> Tensor:
+        """Any context [..., c] in the same units."""
+        return (y - self.mean) / self.std
+
+    def draw(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
+        """A random context [n, c] of each of the tasks int64 [n]."""
+        return self.draws[tasks, torch.randint(self.draws.shape[1], tasks.shape, generator=generator)]
 
 
 class Retrieving:

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flownlib.encoders import Encoder
-from flownlib.flow import FlowTraining, Trajectory, VelocityMLP, guided, integrate, train_flow
-from flownlib.generators.base import Contexts
+from flownlib.flow import (
+    PATHS,
+    FlowLog,
+    FlowTraining,
+    GaussianPrior,
+    NeuronTokens,
+    Prior,
+    Trajectory,
+    VelocityMLP,
+    VelocityNetwork,
+    couple,
+    guided,
+    integrate,
+    log_likelihood,
+    train_flow,
+)
+from flownlib.generators.base import Contexts, StandardContexts, task_numbers
 from flownlib.zoo import Zoo
 
 
 @dataclass
 class FlowGenerator:
-    """Samples z_0 ~ N(0, 1), carries it along v(z, t; y) to z_1, decodes z_1 to weights (FLoWN's recipe).
+    """Samples x_0 from a prior, carries it along v(x, t; y) to x_1, decodes x_1 to weights (FLoWN's recipe).
 
     With `WeightSpace` as the encoder the same code flows through the weights themselves.
+
+    Args:
+        predicts: one of `flow.PREDICTIONS`. path: one of `flow.PATHS`. coupling: one of `flow.COUPLINGS`. prior: a standard
+            Gaussian by default. tokens: a transformer over neurons in place of the perceptron, for `WeightSpace` only.
+        conditioner: a module that reads contexts y [n, c] into [n, width], in place of a perceptron; trained with the flow.
     """
 
     encoder: Encoder
@@ -29,42 +50,80 @@ class FlowGenerator:
     method: str = "euler"
     steps: int = 4
     guidance: float = 1.0
+    path: str = "straight"
+    coupling: str = "independent"
+    prior: Prior | None = None
+    tokens: bool = False
+    conditioner: nn.Module | None = None
     progress: bool = False
-    losses: list[float] = field(default_factory=list, repr=False)
+    log: FlowLog = field(default_factory=FlowLog, repr=False)
 
     def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
         """Train the velocity network on the zoo's latents; each network is shown with a random context of its task."""
-        latents = self.encoder.encode(zoo.weights)
-        draws = torch.stack([contexts[task] for task in zoo.tasks])  # [tasks, draws, c]
-        place = {task: i for i, task in enumerate(zoo.tasks)}
-        task_of = torch.tensor([place[task] for task in zoo.table["task"]])
-        self.context_mean, self.context_std = draws.mean(dim=(0, 1)), draws.std(dim=(0, 1)).clamp(min=1e-3)
-        draws = self.standardise(draws)
+        latents, task_of = self.encoder.encode(zoo.weights), task_numbers(zoo)
+        self.contexts = StandardContexts.fit(contexts, zoo.tasks)
+        self.prior = self.prior or GaussianPrior(latents.shape[1])
 
         def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             rows = torch.randint(len(latents), (n,), generator=generator)
-            which = torch.randint(draws.shape[1], (n,), generator=generator)
-            return torch.randn(n, latents.shape[1], generator=generator), latents[rows], draws[task_of[rows], which]
+            x_1, tasks = latents[rows], task_of[rows]
+            x_0 = couple(self.coupling, self.prior.sample(n, generator), x_1, tasks)
+            return x_0, x_1, self.contexts.draw(tasks, generator)
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = VelocityMLP(latents.shape[1], draws.shape[-1], self.width, predicts=self.predicts)
+            network = self.network(zoo)
         generator = torch.Generator().manual_seed(seed)
-        self.velocity, self.losses = train_flow(network, draw, self.training, generator, progress=self.progress)
+        self.velocity, self.log = train_flow(
+            network,
+            draw,
+            self.training,
+            generator,
+            progress=self.progress,
+            dispersion=lambda velocity: self.dispersion(velocity, latents, task_of),
+        )
         return self
 
-    def standardise(self, y: Tensor) -> Tensor:
-        """Contexts as the network sees them."""
-        return (y - self.context_mean) / self.context_std
+    def network(self, zoo: Zoo) -> VelocityNetwork:
+        """The velocity network before training."""
+        path, context_dim = PATHS[self.path](), self.contexts.dim
+        if self.tokens:
+            return NeuronTokens(zoo.layout, zoo.model.num_classes, context_dim, self.width, predicts=self.predicts, path=path)
+        reader = deepcopy(self.conditioner)
+        return VelocityMLP(self.encoder.latent_dim, context_dim, self.width, predicts=self.predicts, path=path, context=reader)
 
     @torch.no_grad()
-    def trajectory(self, x_0: Tensor, y: Tensor, steps: int | None = None, method: str | None = None) -> Trajectory:
-        """The latents' way from x_0 [n, k] under one context y [c]."""
-        context = self.standardise(y).expand(len(x_0), -1)
-        return integrate(guided(self.velocity, self.guidance), x_0, context, method or self.method, steps or self.steps)
+    def dispersion(self, velocity: VelocityNetwork, latents: Tensor, task_of: Tensor, n: int = 32) -> float:
+        """How far samples lie from their task's mean sample, over the same of the zoo's latents; mean over tasks."""
+        ratios = []
+        for task, y in enumerate(self.contexts.draws[:, 0]):
+            x_0 = self.prior.sample(n, torch.Generator().manual_seed(task))
+            x_1 = integrate(velocity, x_0, y.expand(n, -1), self.method, self.steps).x_1
+            ratios.append(x_1.std(0).norm() / latents[task_of == task].std(0).norm())
+        return float(torch.stack(ratios).mean())
+
+    @torch.no_grad()
+    def trajectory(
+        self, x_0: Tensor, y: Tensor, steps: int | None = None, method: str | None = None, guidance: float | None = None
+    ) -> Trajectory:
+        """The latents' way from x_0 [n, k] under one context y [c]; what is not given is the generator's own."""
+        context = self.contexts.standardise(y).expand(len(x_0), -1)
+        field = guided(self.velocity, self.guidance if guidance is None else guidance)
+        return integrate(field, x_0, context, method or self.method, steps or self.steps)
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""
-        x_0 = torch.randn(n, self.encoder.latent_dim, generator=generator)
         with torch.no_grad():
-            return self.encoder.decode(self.trajectory(x_0, y).x_1)
+            return self.encoder.decode(self.trajectory(self.prior.sample(n, generator), y).x_1)
+
+    def log_likelihood(self, weights: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Log-density in nats of the networks' latents [n] under one context y [c]; of latents, not of weights.
+
+        Raises:
+            ValueError: if the prior has no density.
+        """
+        if not hasattr(self.prior, "log_density"):
+            raise ValueError(f"likelihoods need a prior with a density, and {type(self.prior).__name__} has none")
+        context = self.contexts.standardise(y).expand(len(weights), -1)
+        latents = self.encoder.encode(weights)
+        return log_likelihood(self.velocity, latents, self.prior.log_density, context, generator=generator)
