@@ -110,3 +110,26 @@ class SupportEncoder(nn.Module):
         shot = support.shape[1] // way
         h = self.blocks(self.tokens(support, labels.repeat_interleave(shot, dim=1)))
         return h.unflatten(1, (way, shot)).mean(dim=2)
+
+
+class CAMLContext(nn.Module):
+    """Reads support sets y [m, n * shot * d], features sorted by class, into one vector a set [m, out].
+
+    Label i of the task is output i of its classifiers, so here label vectors are not dealt at random: each class keeps its
+    corner of the simplex, and exchanging two classes' images changes y. The order of the images within a class does not.
+
+    Args:
+        dim: d. way: n. out: what the flow's velocity network takes.
+    """
+
+    def __init__(self, dim: int, way: int, out: int, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        self.dim, self.way = dim, way
+        self.encoder = SupportEncoder(dim, way, width, depth)
+        self.leave = nn.Linear(way * width, out)
+        self.register_buffer("labels", elmes(way))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """One vector a support set [m, out]."""
+        support = y.unflatten(1, (-1, self.dim))
+        return self.leave(self.encoder(support, self.labels.expand(len(y), -1, -1)).flatten(1))

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from flownlib import encoders, symmetry
+from flownlib import backbone, encoders, optimisation, symmetry
 from flownlib.artifacts import Artifact, cached
+from flownlib.backbone import Backbone, train_backbone
 from flownlib.context import PCAFeatures, set_mean_context
 from flownlib.encoders import PCA, VAE, Encoder, VAESettings, WeightSpace, train_vae
 from flownlib.evaluation import Reference
@@ -20,9 +21,11 @@ from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator
 from flownlib.profiles import Profile
 from flownlib.symmetry import Aligner
-from flownlib.tasks import IN_DISTRIBUTION, SplitSizes, Task, load_task
+from flownlib.tasks import ALPHABETS, IN_DISTRIBUTION, Split, SplitSizes, Task, glyph_pool, glyphs, load_task
 from flownlib.training import Training, seeded
 from flownlib.zoo import Zoo, ZooSettings, collect
+
+CONTEXT_DIM = 16  # features of an image in a context
 
 
 def split_sizes(settings: Profile) -> SplitSizes:
@@ -58,9 +61,9 @@ class CanonicalZoo:
     aligner: Aligner
 
 
-def canonical_zoo(settings: Profile, seed: int, progress: bool = True) -> CanonicalZoo:
-    """Collect the main zoo (independent seeds), split it by seed, align it."""
-    train, held_out = collect(zoo_settings(settings, seed), progress=progress).split(settings.held_out_per_task)
+def canonical_zoo(settings: Profile, seed: int, progress: bool = True, kind: str = "independent") -> CanonicalZoo:
+    """Collect the main zoo of a kind, split it by seed, align it."""
+    train, held_out = collect(zoo_settings(settings, seed, kind), progress=progress).split(settings.held_out_per_task)
     key = {"train": train.digest(), "held_out": held_out.digest(), "seed": seed}
 
     def build() -> Artifact:
@@ -78,9 +81,9 @@ def vae_settings(settings: Profile) -> VAESettings:
     return VAESettings(settings.latent_dim, settings.vae_width, settings.vae_steps)
 
 
-def trained_vae(settings: Profile, seed: int, progress: bool = True) -> VAE:
+def trained_vae(settings: Profile, seed: int, progress: bool = True, kind: str = "independent") -> VAE:
     """The VAE of the canonical zoo's training networks."""
-    zoo, chosen = canonical_zoo(settings, seed, progress), vae_settings(settings)
+    zoo, chosen = canonical_zoo(settings, seed, progress, kind), vae_settings(settings)
     key = {"zoo": zoo.train.digest(), "tasks": asdict(split_sizes(settings)), "vae": asdict(chosen), "seed": seed}
 
     def build() -> Artifact:
@@ -97,21 +100,50 @@ def encoder(settings: Profile, seed: int, progress: bool = True) -> Encoder:
     return PCA.fit(zoo, min(settings.latent_dim, len(zoo) - 1)) if settings.encoder == "pca" else WeightSpace.fit(zoo)
 
 
-def image_features(tasks: Mapping[str, Task], dim: int = 16) -> PCAFeatures:
+def image_features(tasks: Mapping[str, Task], dim: int = CONTEXT_DIM) -> PCAFeatures:
     """Frozen principal-component features of the tasks' training images."""
     return PCAFeatures(dim).fit(torch.cat([task.train.x for task in tasks.values()]))
 
 
+def context_backbone(settings: Profile, seed: int) -> Backbone:
+    """A frozen convolutional encoder, trained on characters that resemble none of any task here."""
+    every = "".join(text for text, _ in ALPHABETS.values()) + "0123456789"
+    text = glyphs.without_lookalikes(glyphs.characters(glyphs.TRAINING_SCRIPTS), every)[:: settings.context_every]
+    key = {"text": text, "images": settings.context_images, "steps": settings.context_steps, "seed": seed}
+
+    def build() -> Artifact:
+        pool = glyph_pool(text, settings.context_images).float()
+        pool = ((pool - pool.mean()) / pool.std())[:, :, None]
+        return Artifact(train_backbone(pool, settings.context_steps, seed, dim=CONTEXT_DIM).state_dict())
+
+    made = Backbone(dim=CONTEXT_DIM)
+    made.load_state_dict(cached("context-backbone", key, build, code=(glyphs, backbone, optimisation)).tensors)
+    return made.eval().requires_grad_(False)
+
+
+def support_sets(
+    features: PCAFeatures | Backbone, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
+) -> dict[str, Tensor]:
+    """The features of each task's support sets [draws, classes * per_class * d], sorted by class, for `CAMLContext`."""
+    return {
+        name: torch.stack([features.features(s.x).flatten() for s in supports])
+        for name, supports in _supports(tasks, per_class, draws, seed).items()
+    }
+
+
+def _supports(tasks: Mapping[str, Task], per_class: int, draws: int, seed: int) -> dict[str, list[Split]]:
+    generators = {name: seeded(seed, number) for number, name in enumerate(tasks)}
+    return {name: [task.support(per_class, generators[name]) for _ in range(draws)] for name, task in tasks.items()}
+
+
 def support_contexts(
-    features: PCAFeatures, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
+    features: PCAFeatures | Backbone, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
 ) -> dict[str, Tensor]:
     """Contexts y [draws, c] of each task, one for each random support set."""
-    contexts = {}
-    for number, (name, task) in enumerate(tasks.items()):
-        generator = seeded(seed, number)
-        supports = [task.support(per_class, generator) for _ in range(draws)]
-        contexts[name] = torch.stack([set_mean_context(features.features(s.x), s.y, task.num_classes) for s in supports])
-    return contexts
+    return {
+        name: torch.stack([set_mean_context(features.features(s.x), s.y, tasks[name].num_classes) for s in supports])
+        for name, supports in _supports(tasks, per_class, draws, seed).items()
+    }
 
 
 def flow_training(settings: Profile) -> FlowTraining:

@@ -62,6 +62,11 @@ class StandardContexts:
         return self.draws[tasks, torch.randint(self.draws.shape[1], tasks.shape, generator=generator)]
 
 
+def nearest_task(centres: Contexts, y: Tensor) -> str:
+    """The training task whose mean context [c] is nearest to y [c]."""
+    return min(centres, key=lambda name: float((centres[name] - y).norm()))
+
+
 class Retrieving:
     """Shared by the nulls: remember the zoo in standardised weights and answer a context with its nearest task's networks."""
 
@@ -76,8 +81,7 @@ class Retrieving:
 
     def nearest(self, y: Tensor) -> Tensor:
         """Standardised networks [n, p] of the training task whose mean context is nearest to y."""
-        task = min(self.centres, key=lambda name: float((self.centres[name] - y).norm()))
-        return self.rows[task]
+        return self.rows[nearest_task(self.centres, y)]
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""

@@ -1,0 +1,132 @@
+"""The comparison of notebook 03: what is generated from, every method with what it may choose from, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from flownlib import recipes, recipes_encoders
+from flownlib.context import CAMLContext
+from flownlib.encoders import PCA, Encoder, WeightSpace, train_vae
+from flownlib.evaluation import Reference
+from flownlib.flow import FlowTraining, GaussianPrior
+from flownlib.generators import Contexts, FlowGenerator, Generator, HyperNetwork, KernelDensity, LatentDiffusion
+from flownlib.profiles import Profile
+from flownlib.recipes import CanonicalZoo
+from flownlib.tasks import Task
+
+KINDS = ("shared", "independent")
+Choice = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One zoo and all that a method is given: contexts to train with, and one unseen support set a task to sample for."""
+
+    settings: Profile
+    seed: int
+    kind: str
+    zoo: CanonicalZoo
+    tasks: dict[str, Task]
+    contexts: Contexts
+    fresh: Contexts
+    support: Contexts  # the same support sets as in `contexts`, as features of single images
+    fresh_support: Contexts
+    references: dict[str, Reference]
+
+
+def setup(settings: Profile, seed: int, kind: str) -> Setup:
+    """Build or load everything for one seed and kind of zoo."""
+    zoo, tasks = recipes.canonical_zoo(settings, seed, kind=kind), recipes.zoo_tasks(settings)
+    features, shot = recipes.context_backbone(settings, seed), settings.support_per_class
+    return Setup(
+        settings,
+        seed,
+        kind,
+        zoo,
+        tasks,
+        recipes.support_contexts(features, tasks, shot, 32, seed),
+        recipes.support_contexts(features, tasks, shot, 1, 1_000 + seed),
+        recipes.support_sets(features, tasks, shot, 32, seed),
+        recipes.support_sets(features, tasks, shot, 1, 1_000 + seed),
+        recipes.references(zoo, tasks),
+    )
+
+
+def vae_of(made: Setup) -> Encoder:
+    """The VAE of the setup's zoo."""
+    return recipes.trained_vae(made.settings, made.seed, kind=made.kind)
+
+
+def pca_of(made: Setup) -> Encoder:
+    """All principal components that the training networks have."""
+    return PCA.fit(made.zoo.train, len(made.zoo.train) - 1)
+
+
+def conv1d_of(made: Setup) -> Encoder:
+    """p-diff's autoencoder, trained on the setup's zoo."""
+    chosen = recipes_encoders.autoencoders(made.settings)["vae_conv1d"]
+    return train_vae(made.zoo.train, made.tasks, chosen, made.seed, progress=False)[0]
+
+
+def _grid(**choices: tuple) -> list[Choice]:
+    return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+
+
+LONGER = (1, 2)  # times the profile's flow steps
+# Every method may choose among four settings.
+GRID: dict[str, list[Choice]] = {
+    "latent_flow": _grid(longer=LONGER, predicts=("velocity", "x_1")),
+    "latent_ddim": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
+    "latent_ddpm": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
+    "p_diff": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
+    "pca_flow": _grid(longer=LONGER, width=(256, 512)),
+    "deep_weight_flow": _grid(longer=LONGER, scale=(0.001, 0.01)),
+    "weight_flow": _grid(longer=LONGER, width=(256, 512)),
+    "neuron_flow": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
+    "kernel_density": _grid(bandwidth=(0.1, 0.3, 1.0, 2.0)),
+    "hypernetwork": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
+}
+
+
+def make(name: str, made: Setup, choice: Choice) -> Generator:
+    """The method of that name with those settings, not yet fitted; its encoder is built or loaded."""
+    training = recipes.flow_training(made.settings)
+    rate = choice.get("learning_rate", training.learning_rate)
+    training = replace(training, steps=choice.get("longer", 1) * training.steps, learning_rate=rate)
+    width = choice.get("width", made.settings.flow_width)
+    makers: dict[str, Callable[[], Generator]] = {
+        "latent_flow": lambda: FlowGenerator(vae_of(made), name, choice.get("predicts", "velocity"), width, training),
+        "latent_ddim": lambda: LatentDiffusion(vae_of(made), name, width, training),
+        "latent_ddpm": lambda: LatentDiffusion(vae_of(made), name, width, training, steps=1000, eta=1.0),
+        "p_diff": lambda: LatentDiffusion(conv1d_of(made), name, width, training, steps=1000, eta=1.0),
+        "pca_flow": lambda: FlowGenerator(pca_of(made), name, "x_1", width, training),
+        "deep_weight_flow": lambda: _deep_weight_flow(made, width, training, choice.get("scale", 0.001)),
+        "weight_flow": lambda: FlowGenerator(WeightSpace.fit(made.zoo.train), name, "x_1", width, training),
+        "neuron_flow": lambda: _neuron_flow(made, replace(training, batch_size=training.batch_size // 4)),
+        "kernel_density": lambda: KernelDensity(vae_of(made), name, choice.get("bandwidth", 1.0)),
+        "hypernetwork": lambda: HyperNetwork(vae_of(made), name, width, training),
+    }
+    return makers[name]()
+
+
+def _deep_weight_flow(made: Setup, width: int, training: FlowTraining, scale: float) -> FlowGenerator:
+    """DeepWeightFlow's recipe (2026): principal components, straight paths from a tiny Gaussian, Runge-Kutta steps."""
+    encoder = pca_of(made)
+    prior = GaussianPrior(encoder.latent_dim, scale)
+    return FlowGenerator(encoder, "deep_weight_flow", "velocity", width, training, "rk4", 20, prior=prior)
+
+
+def _neuron_flow(made: Setup, training: FlowTraining) -> FlowGenerator:
+    """The transformer over neurons, in weight space; its steps are dearer, so that its batches are smaller."""
+    space, width = WeightSpace.fit(made.zoo.train), made.settings.neuron_width
+    return FlowGenerator(space, "neuron_flow", "x_1", width, training, tokens=True)
+
+
+def caml_flow(made: Setup, choice: Choice) -> FlowGenerator:
+    """The latent flow with a CAML-style transformer in place of class means; it is fitted on and asked with support sets."""
+    flow, features = make("latent_flow", made, choice), recipes.CONTEXT_DIM
+    way = made.zoo.train.model.num_classes
+    return replace(flow, name="latent_flow_caml", conditioner=CAMLContext(features, way, flow.width))
