@@ -9,7 +9,7 @@ from typing import Any
 
 from flownlib import recipes, recipes_encoders
 from flownlib.context import CAMLContext
-from flownlib.encoders import PCA, Encoder, WeightSpace, train_vae
+from flownlib.encoders import PCA, Encoder, WeightSpace
 from flownlib.evaluation import Reference
 from flownlib.flow import FlowTraining, GaussianPrior
 from flownlib.generators import Contexts, FlowGenerator, Generator, HyperNetwork, KernelDensity, LatentDiffusion
@@ -68,7 +68,7 @@ def pca_of(made: Setup) -> Encoder:
 def conv1d_of(made: Setup) -> Encoder:
     """p-diff's autoencoder, trained on the setup's zoo."""
     chosen = recipes_encoders.autoencoders(made.settings)["vae_conv1d"]
-    return train_vae(made.zoo.train, made.tasks, chosen, made.seed, progress=False)[0]
+    return recipes.trained_vae(made.settings, made.seed, kind=made.kind, chosen=chosen)
 
 
 def _grid(**choices: tuple) -> list[Choice]:
@@ -79,7 +79,6 @@ LONGER = (1, 2)  # times the profile's flow steps
 # Every method may choose among four settings.
 GRID: dict[str, list[Choice]] = {
     "latent_flow": _grid(longer=LONGER, predicts=("velocity", "x_1")),
-    "latent_ddim": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
     "latent_ddpm": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
     "p_diff": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
     "pca_flow": _grid(longer=LONGER, width=(256, 512)),
@@ -99,9 +98,8 @@ def make(name: str, made: Setup, choice: Choice) -> Generator:
     width = choice.get("width", made.settings.flow_width)
     makers: dict[str, Callable[[], Generator]] = {
         "latent_flow": lambda: FlowGenerator(vae_of(made), name, choice.get("predicts", "velocity"), width, training),
-        "latent_ddim": lambda: LatentDiffusion(vae_of(made), name, width, training),
-        "latent_ddpm": lambda: LatentDiffusion(vae_of(made), name, width, training, steps=1000, eta=1.0),
-        "p_diff": lambda: LatentDiffusion(conv1d_of(made), name, width, training, steps=1000, eta=1.0),
+        "latent_ddpm": lambda: LatentDiffusion(vae_of(made), name, width, training),
+        "p_diff": lambda: LatentDiffusion(conv1d_of(made), name, width, training),
         "pca_flow": lambda: FlowGenerator(pca_of(made), name, "x_1", width, training),
         "deep_weight_flow": lambda: _deep_weight_flow(made, width, training, choice.get("scale", 0.001)),
         "weight_flow": lambda: FlowGenerator(WeightSpace.fit(made.zoo.train), name, "x_1", width, training),

@@ -84,7 +84,8 @@ def test_the_velocity_is_the_paths_derivative_and_its_ends_are_noise_and_data(pa
 
 
 @pytest.mark.parametrize(
-    ("path", "predicts", "wanted"), list(itertools.product([*PATHS.values(), lambda: ShrinkingPath(0.3)], PREDICTIONS, PREDICTIONS))
+    ("path", "predicts", "wanted"),
+    list(itertools.product([*PATHS.values(), lambda: ShrinkingPath(0.3)], PREDICTIONS, PREDICTIONS)),
 )
 def test_predictions_convert_into_one_another_exactly(path, predicts, wanted):
     x_0, x_1 = gaussian(9, 4), gaussian(9, 4, seed=1)
