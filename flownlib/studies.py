@@ -24,6 +24,7 @@ from flownlib import (
     operations,
     recipes,
     results,
+    studies_choices,
     studies_encoders,
     studies_fewshot,
     studies_generation,
@@ -77,6 +78,7 @@ STUDIES = {
     "tuning": Study(
         studies_generation.tune_seed, "validation accuracy of every setting of notebook 03's methods", 50, TUNING_CODE
     ),
+    "choices": Study(studies_choices.run_seed, "what each choice of a flow does to its samples", 12, TUNING_CODE),
     "generation": Study(studies_generation.run_seed, "generated networks beside every rival and null", 30, GENERATION_CODE),
     "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),

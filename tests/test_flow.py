@@ -275,8 +275,8 @@ def test_neuron_tokens_give_each_class_its_own_context():
     assert model(x, t, y).shape == x.shape
     # the same head positions and no shared context: exchanging two classes in x and y exchanges them in the answer
     with torch.no_grad():
-        model.position[-4:] = model.position[-4]
-        model.scale[-4:] = model.scale[-4]
+        for parameter in (model.position, model.leave.normal_(), model.share.normal_()):
+            parameter[-4:] = parameter[-4].clone()
         model.context[-1].weight.zero_()
     head, bias = layout.slices()["fc2.weight"], layout.slices()["fc2.bias"]
 
