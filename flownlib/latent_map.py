@@ -104,7 +104,9 @@ def _draw_map(fig: Figure, found: LatentMap, column: int, row: int) -> None:
         ax.scatter(*found.points[rows].T.numpy(), s=9, color=color, lw=0, label=name)
     ax.scatter(float(found.x[column]), float(found.y[row]), s=150, facecolors="none", edgecolors=PALETTE[6], lw=2.4, zorder=4)
     ax.set(xlabel="first latent axis (grey: accuracy on the best task, white is 1)", ylabel="second latent axis")
-    ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handletextpad=0.1, columnspacing=0.9, markerscale=2)
+    ax.legend(
+        fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handletextpad=0.1, columnspacing=0.9, markerscale=2
+    )
 
 
 def latent_walk(found: LatentMap) -> Panel:

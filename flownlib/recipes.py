@@ -81,9 +81,11 @@ def vae_settings(settings: Profile) -> VAESettings:
     return VAESettings(settings.latent_dim, settings.vae_width, settings.vae_steps)
 
 
-def trained_vae(settings: Profile, seed: int, progress: bool = True, kind: str = "independent") -> VAE:
-    """The VAE of the canonical zoo's training networks."""
-    zoo, chosen = canonical_zoo(settings, seed, progress, kind), vae_settings(settings)
+def trained_vae(
+    settings: Profile, seed: int, progress: bool = True, kind: str = "independent", chosen: VAESettings | None = None
+) -> VAE:
+    """The VAE of the canonical zoo's training networks; with the profile's settings unless others are chosen."""
+    zoo, chosen = canonical_zoo(settings, seed, progress, kind), chosen or vae_settings(settings)
     key = {"zoo": zoo.train.digest(), "tasks": asdict(split_sizes(settings)), "vae": asdict(chosen), "seed": seed}
 
     def build() -> Artifact:

@@ -9,9 +9,9 @@ from typing import Any
 
 from flownlib import recipes, recipes_encoders
 from flownlib.context import CAMLContext
-from flownlib.encoders import PCA, Encoder, WeightSpace, train_vae
+from flownlib.encoders import PCA, Encoder, WeightSpace
 from flownlib.evaluation import Reference
-from flownlib.flow import FlowTraining, GaussianPrior
+from flownlib.flow import FlowTraining, FreshNetworks, GaussianPrior
 from flownlib.generators import Contexts, FlowGenerator, Generator, HyperNetwork, KernelDensity, LatentDiffusion
 from flownlib.profiles import Profile
 from flownlib.recipes import CanonicalZoo
@@ -61,33 +61,32 @@ def vae_of(made: Setup) -> Encoder:
 
 
 def pca_of(made: Setup) -> Encoder:
-    """All principal components that the training networks have."""
-    return PCA.fit(made.zoo.train, len(made.zoo.train) - 1)
+    """All principal components that the training networks have, in their own proportions."""
+    return PCA.fit(made.zoo.train, len(made.zoo.train) - 1, whiten=False)
 
 
 def conv1d_of(made: Setup) -> Encoder:
     """p-diff's autoencoder, trained on the setup's zoo."""
     chosen = recipes_encoders.autoencoders(made.settings)["vae_conv1d"]
-    return train_vae(made.zoo.train, made.tasks, chosen, made.seed, progress=False)[0]
+    return recipes.trained_vae(made.settings, made.seed, kind=made.kind, chosen=chosen)
 
 
 def _grid(**choices: tuple) -> list[Choice]:
     return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
 
-LONGER = (1, 2)  # times the profile's flow steps
+SHARES = (0.5, 1.0)  # of the profile's flow steps
 # Every method may choose among four settings.
 GRID: dict[str, list[Choice]] = {
-    "latent_flow": _grid(longer=LONGER, predicts=("velocity", "x_1")),
-    "latent_ddim": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
-    "latent_ddpm": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
-    "p_diff": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
-    "pca_flow": _grid(longer=LONGER, width=(256, 512)),
-    "deep_weight_flow": _grid(longer=LONGER, scale=(0.001, 0.01)),
-    "weight_flow": _grid(longer=LONGER, width=(256, 512)),
-    "neuron_flow": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
+    "latent_flow": _grid(share=SHARES, predicts=("velocity", "x_1")),
+    "latent_ddpm": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
+    "p_diff": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
+    "pca_flow": _grid(share=SHARES, width=(256, 512)),
+    "deep_weight_flow": _grid(share=SHARES, scale=(0.001, 0.01)),
+    "weight_flow": _grid(share=SHARES, width=(256, 512)),
+    "neuron_flow": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
     "kernel_density": _grid(bandwidth=(0.1, 0.3, 1.0, 2.0)),
-    "hypernetwork": _grid(longer=LONGER, learning_rate=(1e-3, 3e-3)),
+    "hypernetwork": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
 }
 
 
@@ -95,15 +94,14 @@ def make(name: str, made: Setup, choice: Choice) -> Generator:
     """The method of that name with those settings, not yet fitted; its encoder is built or loaded."""
     training = recipes.flow_training(made.settings)
     rate = choice.get("learning_rate", training.learning_rate)
-    training = replace(training, steps=choice.get("longer", 1) * training.steps, learning_rate=rate)
+    training = replace(training, steps=int(choice.get("share", 1.0) * training.steps), learning_rate=rate)
     width = choice.get("width", made.settings.flow_width)
     makers: dict[str, Callable[[], Generator]] = {
         "latent_flow": lambda: FlowGenerator(vae_of(made), name, choice.get("predicts", "velocity"), width, training),
-        "latent_ddim": lambda: LatentDiffusion(vae_of(made), name, width, training),
-        "latent_ddpm": lambda: LatentDiffusion(vae_of(made), name, width, training, steps=1000, eta=1.0),
-        "p_diff": lambda: LatentDiffusion(conv1d_of(made), name, width, training, steps=1000, eta=1.0),
+        "latent_ddpm": lambda: LatentDiffusion(vae_of(made), name, width, training),
+        "p_diff": lambda: LatentDiffusion(conv1d_of(made), name, width, training),
         "pca_flow": lambda: FlowGenerator(pca_of(made), name, "x_1", width, training),
-        "deep_weight_flow": lambda: _deep_weight_flow(made, width, training, choice.get("scale", 0.001)),
+        "deep_weight_flow": lambda: _deep_weight_flow(made, 2 * width, training, choice.get("scale", 0.001)),
         "weight_flow": lambda: FlowGenerator(WeightSpace.fit(made.zoo.train), name, "x_1", width, training),
         "neuron_flow": lambda: _neuron_flow(made, replace(training, batch_size=training.batch_size // 4)),
         "kernel_density": lambda: KernelDensity(vae_of(made), name, choice.get("bandwidth", 1.0)),
@@ -130,3 +128,31 @@ def caml_flow(made: Setup, choice: Choice) -> FlowGenerator:
     flow, features = make("latent_flow", made, choice), recipes.CONTEXT_DIM
     way = made.zoo.train.model.num_classes
     return replace(flow, name="latent_flow_caml", conditioner=CAMLContext(features, way, flow.width))
+
+
+# Notebook 03's small experiments: each differs from the first in one choice. "space" is that of WeightSpace, else the VAE's.
+CHOICES: dict[str, Choice] = {
+    "plain": {},
+    "variance_preserving": {"path": "variance_preserving"},
+    "predict_x_1": {"predicts": "x_1"},
+    "predict_noise": {"predicts": "noise"},
+    "optimal": {"coupling": "optimal"},
+    "optimal_within": {"coupling": "optimal_within"},
+    "narrow_prior": {"scale": 0.1},
+    "wide_prior": {"scale": 3.0},
+    "fresh_networks": {"fresh": True},
+    "weights": {"space": True},
+    "weights_predict_x_1": {"space": True, "predicts": "x_1"},
+    "weights_predict_noise": {"space": True, "predicts": "noise"},
+}
+
+
+def chosen_flow(made: Setup, name: str, progress: bool = False) -> FlowGenerator:
+    """The flow of that name in CHOICES, not yet fitted."""
+    choice = dict(CHOICES[name])
+    encoder = WeightSpace.fit(made.zoo.train) if choice.pop("space", False) else vae_of(made)
+    scale, fresh = choice.pop("scale", 1.0), choice.pop("fresh", False)
+    prior = FreshNetworks(made.zoo.train.model, encoder) if fresh else GaussianPrior(encoder.latent_dim, scale)
+    settings = made.settings
+    training = recipes.flow_training(settings)
+    return FlowGenerator(encoder, name, width=settings.flow_width, training=training, prior=prior, progress=progress, **choice)

@@ -20,25 +20,19 @@ import flownlib.zoo as zoo_module
 from flownlib import (
     artifacts,
     classifiers,
-    context,
-    encoders,
-    evaluation,
-    flow,
-    generators,
     layout,
     operations,
     recipes,
     results,
+    studies_choices,
     studies_encoders,
     studies_fewshot,
+    studies_generation,
     studies_lora,
     studies_ood,
-    symmetry,
+    tuned,
 )
 from flownlib.artifacts import Artifact, cached
-from flownlib.encoders import WeightSpace
-from flownlib.evaluation import MEASURES, compare
-from flownlib.generators import FlowGenerator, Generator, all_nulls
 from flownlib.profiles import Profile, load
 from flownlib.statistics import mean_interval
 from flownlib.tasks import ALPHABETS, DIGITS, glyphs
@@ -63,33 +57,6 @@ def zoo_accuracy(seed: int, settings: Profile) -> Raw:
     ]
 
 
-def flow_generators(settings: Profile, seed: int) -> list[Generator]:
-    """The two flows and every null, not yet fitted."""
-    zoo = recipes.canonical_zoo(settings, seed)
-    training = recipes.flow_training(settings)
-    latent = FlowGenerator(recipes.trained_vae(settings, seed), width=settings.flow_width, training=training)
-    space = WeightSpace.fit(zoo.train)
-    weight = FlowGenerator(space, "weight_flow", "x_1", settings.flow_width, training)
-    return [latent, weight, *all_nulls()]
-
-
-def generation(seed: int, settings: Profile) -> Raw:
-    """Every generator and null on the canonical zoo: the comparison of notebook 03 for one seed."""
-    zoo, tasks = recipes.canonical_zoo(settings, seed), recipes.zoo_tasks(settings)
-    features, references = recipes.image_features(tasks), recipes.references(zoo, tasks)
-    contexts = recipes.support_contexts(features, tasks, settings.support_per_class, 32, seed)
-    fresh = recipes.support_contexts(features, tasks, settings.support_per_class, 1, 1_000 + seed)
-    generators = [generator.fit(zoo.train, contexts, seed) for generator in flow_generators(settings, seed)]
-    table = compare(generators, references, fresh, zoo.held_out, settings.samples_per_task, seed)
-    held_out = table[table["method"] == "zoo_held_out"].set_index("task")["test_accuracy_mean"]
-    setting, records = {"zoo": "independent", "networks": settings.samples_per_task}, []
-    for method, rows in table.groupby("method", sort=False):
-        records += [raw(measure, method, setting, rows[measure].tolist()) for measure in MEASURES]
-        gain = rows["test_accuracy_mean"].to_numpy() - held_out[rows["task"]].to_numpy()
-        records.append(raw("accuracy_gain", method, setting, gain.tolist()))
-    return records
-
-
 @dataclass(frozen=True)
 class Study:
     """A study's function for one seed, what it answers, and how long the tutorial's takes on two cores."""
@@ -101,14 +68,18 @@ class Study:
 
 
 ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_module)
-GENERATORS = (generators.base, generators.flows, generators.nulls)
-FLOW_CODE = (*ZOO_CODE, *symmetry.CODE, *encoders.CODE, context, *flow.CODE, *GENERATORS, evaluation)
+TUNING_CODE = (*ZOO_CODE, *studies_generation.CODE)
+GENERATION_CODE = (*TUNING_CODE, tuned)
 STUDIES = {
     "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3, ZOO_CODE),
     "encoders": Study(
         studies_encoders.run_seed, "held-out networks through every encoder", 45, (*ZOO_CODE, *studies_encoders.CODE)
     ),
-    "generation": Study(generation, "generated networks beside held-out ones and every null", 10, FLOW_CODE),
+    "tuning": Study(
+        studies_generation.tune_seed, "validation accuracy of every setting of notebook 03's methods", 50, TUNING_CODE
+    ),
+    "choices": Study(studies_choices.run_seed, "what each choice of a flow does to its samples", 12, TUNING_CODE),
+    "generation": Study(studies_generation.run_seed, "generated networks beside every rival and null", 30, GENERATION_CODE),
     "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),
     "lora": Study(studies_lora.run_seed, "rank against accuracy of low-rank adaptation", 15, studies_lora.CODE),

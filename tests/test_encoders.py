@@ -43,7 +43,9 @@ def test_networks_of_another_layout_are_refused_by_naming_both(fitted, canonical
     other = canonical.held_out
     other = type(other)(torch.zeros(len(other), model.layout.size), other.table, model)
     for encoder in fitted.values():
-        with pytest.raises(ValueError, match=r"takes 2,464 numbers .conv1.weight 8×1×5×5.* holds 3,190 numbers .fc1.weight 4×784"):
+        with pytest.raises(
+            ValueError, match=r"takes 2,464 numbers .conv1.weight 8×1×5×5.* holds 3,190 numbers .fc1.weight 4×784"
+        ):
             reconstruct(encoder, other, tasks)
 
 

@@ -84,7 +84,8 @@ def test_the_velocity_is_the_paths_derivative_and_its_ends_are_noise_and_data(pa
 
 
 @pytest.mark.parametrize(
-    ("path", "predicts", "wanted"), list(itertools.product([*PATHS.values(), lambda: ShrinkingPath(0.3)], PREDICTIONS, PREDICTIONS))
+    ("path", "predicts", "wanted"),
+    list(itertools.product([*PATHS.values(), lambda: ShrinkingPath(0.3)], PREDICTIONS, PREDICTIONS)),
 )
 def test_predictions_convert_into_one_another_exactly(path, predicts, wanted):
     x_0, x_1 = gaussian(9, 4), gaussian(9, 4, seed=1)
@@ -274,8 +275,8 @@ def test_neuron_tokens_give_each_class_its_own_context():
     assert model(x, t, y).shape == x.shape
     # the same head positions and no shared context: exchanging two classes in x and y exchanges them in the answer
     with torch.no_grad():
-        model.position[-4:] = model.position[-4]
-        model.scale[-4:] = model.scale[-4]
+        for parameter in (model.position, model.leave.normal_(), model.share.normal_()):
+            parameter[-4:] = parameter[-4].clone()
         model.context[-1].weight.zero_()
     head, bias = layout.slices()["fc2.weight"], layout.slices()["fc2.bias"]
 

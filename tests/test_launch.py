@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flownlib.benchmarks import killed
+from flownlib.benchmarks.collection import killed
 from flownlib.tasks import SplitSizes
 from flownlib.training import Training
 from flownlib.training.__main__ import main, read_settings

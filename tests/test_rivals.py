@@ -6,7 +6,7 @@ import torch
 from flownlib.context import CAMLContext
 from flownlib.encoders import WeightSpace
 from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator, HyperNetwork, KernelDensity, LatentDiffusion
+from flownlib.generators import FlowGenerator, HyperNetwork, KernelDensity, LatentDiffusion, variant
 from flownlib.generators.diffusion import NoiseSchedule, reverse
 
 
@@ -68,13 +68,15 @@ def two_tasks(canonical):
 def test_diffusion_is_deterministic_uses_its_context_and_can_be_sampled_otherwise(two_tasks):
     zoo, contexts, space = two_tasks
     training = FlowTraining(steps=8, batch_size=8)
-    make = lambda: LatentDiffusion(space, width=16, training=training, steps=5).fit(zoo, contexts, 0)
+    make = lambda: LatentDiffusion(space, width=16, training=training, steps=5, eta=0.0).fit(zoo, contexts, 0)
     model, y = make(), contexts[zoo.tasks[0]][0]
     seeded = lambda: torch.Generator().manual_seed(0)
     assert torch.equal(model.sample(3, y, seeded()), make().sample(3, y, seeded()))
     assert not torch.allclose(model.sample(3, y, seeded()), model.sample(3, contexts[zoo.tasks[1]][0], seeded()))
-    other = model.sampling("latent_ddpm", 7, 1.0)
-    assert other.name == "latent_ddpm" and other.denoiser is model.denoiser
+    other = variant(model, name="latent_other", steps=7, eta=1.0)
+    assert other.name == "latent_other" and other.denoiser is model.denoiser and model.steps == 5
+    with pytest.raises(ValueError, match="has no field 'stepz' to change"):
+        variant(model, stepz=7)
     assert not torch.allclose(other.sample(3, y, seeded()), model.sample(3, y, seeded()))
 
 

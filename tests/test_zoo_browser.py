@@ -4,7 +4,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from flownlib import benchmarks, figures_zoo, results, zoo_browser
+from flownlib import figures_zoo, results, zoo_browser
+from flownlib.benchmarks.__main__ import main
+from flownlib.benchmarks.training import operations_per_step
 from flownlib.classifiers import cnn_medium, cnn_small, mlp
 from flownlib.scoring import score
 from flownlib.tasks import Split
@@ -70,17 +72,17 @@ def test_figures_draw_what_they_are_given():
 def test_counted_operations_are_those_of_the_textbook():
     # products of a forward pass are k² c_in c_out h w; the first layer needs no gradient of its input
     first, second, third, dense = 25 * 8 * 144, 200 * 6 * 16, 24 * 4 * 9, 720 + 200
-    assert benchmarks.operations_per_step(cnn_small(), 1) == 2 * (2 * first + 3 * (second + third + dense))
-    assert benchmarks.operations_per_step(mlp(), 1) == 2 * (2 * 784 * 32 + 3 * 320)
-    assert benchmarks.operations_per_step(cnn_medium(), 2) == 2 * benchmarks.operations_per_step(cnn_medium(), 1)
+    assert operations_per_step(cnn_small(), 1) == 2 * (2 * first + 3 * (second + third + dense))
+    assert operations_per_step(mlp(), 1) == 2 * (2 * 784 * 32 + 3 * 320)
+    assert operations_per_step(cnn_medium(), 2) == 2 * operations_per_step(cnn_medium(), 1)
 
 
 def test_the_benchmark_measures_every_way(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
-    assert benchmarks.main(["zoo", "--rounds", "2", "--networks", "4"]) == 0
+    assert main(["zoo", "--rounds", "2", "--networks", "4"]) == 0
     printed, stored = capsys.readouterr().out, results.read("benchmark_zoo_cpu", tmp_path / "results")["records"]
     assert "GFLOP/s" in printed and "evaluation on 5,000 images" in printed
     rates = {r["method"] for r in stored if r["quantity"] == "model_steps_per_second"}
     assert {"loop", "vmap", "torch"} <= rates and all(r["setting"]["device"] for r in stored)
-    assert benchmarks.main(["zoo", "--classifier", "abacus"]) == 2
+    assert main(["zoo", "--classifier", "abacus"]) == 2
     assert "there is no classifier 'abacus'" in capsys.readouterr().err

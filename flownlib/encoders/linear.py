@@ -15,7 +15,7 @@ from flownlib.zoo import Zoo
 
 @dataclass(frozen=True)
 class PCA:
-    """Latents are the first k principal coordinates, each scaled to unit variance on the training zoo."""
+    """Latents are the first k principal coordinates, scaled to unit variance on the training zoo."""
 
     layout: Layout
     standardiser: Standardiser
@@ -23,8 +23,11 @@ class PCA:
     deviations: Tensor  # [k]
 
     @classmethod
-    def fit(cls, zoo: Zoo, latent_dim: int) -> PCA:
+    def fit(cls, zoo: Zoo, latent_dim: int, whiten: bool = True) -> PCA:
         """At most n - 1 components exist for n networks.
+
+        Args:
+            whiten: give every coordinate unit variance; if False one scale for all, so that latents keep distances.
 
         Raises:
             ValueError: if more are asked for.
@@ -35,7 +38,10 @@ class PCA:
         _, values, components = torch.linalg.svd(standardiser.forward(zoo.weights), full_matrices=False)
         # in rows, as it will be stored: another order in memory sums in another order
         components = components[:latent_dim].contiguous()
-        return cls(zoo.layout, standardiser, components, values[:latent_dim] / (len(zoo) - 1) ** 0.5)
+        deviations = values[:latent_dim] / (len(zoo) - 1) ** 0.5
+        if not whiten:
+            deviations = deviations.square().mean().sqrt().expand(latent_dim).contiguous()
+        return cls(zoo.layout, standardiser, components, deviations)
 
     def as_artifact(self) -> Artifact:
         """Mean, scale, components, deviations and layout."""

@@ -56,7 +56,9 @@ class TokenTransformer(nn.Module):
     def __init__(self, tokens: int, queries: int, width: int, depth: int) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.randn(tokens + queries, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor) -> Tensor:

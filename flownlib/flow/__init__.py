@@ -14,7 +14,16 @@ from flownlib.flow.paths import (
     velocity_from_x_1,
 )
 from flownlib.flow.priors import FreshNetworks, GaussianPrior, Prior
-from flownlib.flow.solvers import FIXED_STEP_SOLVERS, SOLVERS, Trajectory, Velocity, divergence, guided, integrate, log_likelihood
+from flownlib.flow.solvers import (
+    FIXED_STEP_SOLVERS,
+    SOLVERS,
+    Trajectory,
+    Velocity,
+    divergence,
+    guided,
+    integrate,
+    log_likelihood,
+)
 
 CODE = (paths, couplings, priors, networks, solvers, fitting)  # what a cached result of this package depends on
 

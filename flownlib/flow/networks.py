@@ -140,9 +140,10 @@ class NeuronTokens(VelocityNetwork):
         self.own_class = nn.Linear(context_dim // classes, width)
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, places.shape[1])
-        # every token has its own last layer's bias and scale in the position it was given
-        self.scale = nn.Parameter(torch.zeros(len(places), places.shape[1]))
+        self.norm = nn.LayerNorm(width)
+        # weights of different units have little in common, so each token has a last layer of its own
+        self.leave = nn.Parameter(torch.zeros(len(places), width, places.shape[1]))
+        self.share = nn.Parameter(torch.zeros(len(places), places.shape[1]))
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None, keep: Tensor | None = None) -> Tensor:
         """The network's own output [n, p]; `keep` bool [n] is False where the context is dropped."""
@@ -152,6 +153,6 @@ class NeuronTokens(VelocityNetwork):
             own = self.own_class(y.unflatten(1, (self.classes, -1)))
             own = own if keep is None else own * keep[:, None, None]
             h = torch.cat([h[:, : -self.classes], h[:, -self.classes :] + own], dim=1)
-        h = self.leave(self.norm(self.blocks(h)))
-        # the input's own share, learned for every weight: a denoiser starts from what it is given
-        return (h + self.scale * tokens).flatten(1)[:, self.slots]
+        h = torch.einsum("ntw,twl->ntl", self.norm(self.blocks(h)), self.leave)
+        # a share of the input, learned for every weight: a denoiser starts from what it is given
+        return (h + self.share * tokens).flatten(1)[:, self.slots]

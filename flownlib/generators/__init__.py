@@ -1,6 +1,6 @@
 """Everything that samples weights."""
 
-from flownlib.generators.base import Contexts, Generator
+from flownlib.generators.base import Contexts, Generator, variant
 from flownlib.generators.diffusion import LatentDiffusion
 from flownlib.generators.flows import FlowGenerator
 from flownlib.generators.nulls import Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
@@ -19,4 +19,5 @@ __all__ = [
     "Retrieval",
     "Soup",
     "all_nulls",
+    "variant",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +32,16 @@ def task_numbers(zoo: Zoo) -> Tensor:
     """Each network's task as its place in `zoo.tasks`, int64 [n]."""
     place = {task: i for i, task in enumerate(zoo.tasks)}
     return torch.tensor([place[task] for task in zoo.table["task"]])
+
+
+def variant(generator: Generator, **changes: Any) -> Generator:
+    """The same fitted generator with other fields, e.g. another number of solver steps; the given one is not changed."""
+    other = copy(generator)
+    for name, value in changes.items():
+        if not hasattr(generator, name):
+            raise ValueError(f"{generator.name} has no field {name!r} to change")
+        setattr(other, name, value)
+    return other
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -43,7 +44,14 @@ class NoiseSchedule:
         return 1 - (level + 0.5) / len(self.alpha_bars)
 
 
-def reverse(schedule: NoiseSchedule, noise_of, x: Tensor, steps: int, eta: float, generator: torch.Generator) -> Tensor:
+def reverse(
+    schedule: NoiseSchedule,
+    noise_of: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    steps: int,
+    eta: float,
+    generator: torch.Generator,
+) -> Tensor:
     """From noise x [n, d] to data in `steps` of evenly spaced levels (Song et al. 2021, DDIM, equation 12).
 
     Args:
@@ -70,16 +78,16 @@ class LatentDiffusion:
     """Predicts the noise in noisy latents and takes it away step by step; context as in `FlowGenerator`.
 
     Args:
-        eta: 0 for DDIM, 1 for DDPM. steps: of sampling, at most `levels`.
+        levels: of noise in training. steps: of sampling, at most `levels`. eta: 1 for DDPM, 0 for DDIM.
     """
 
     encoder: Encoder
-    name: str = "latent_ddim"
+    name: str = "latent_ddpm"
     width: int = 256
     training: FlowTraining = FlowTraining()
     levels: int = 1000
-    steps: int = 50
-    eta: float = 0.0
+    steps: int = 1000
+    eta: float = 1.0
     log: FlowLog = field(default_factory=FlowLog, repr=False)
 
     def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
@@ -98,12 +106,6 @@ class LatentDiffusion:
         generator = torch.Generator().manual_seed(seed)
         self.denoiser, self.log = train_flow(network, draw, self.training, generator, self.schedule, progress=False)
         return self
-
-    def sampling(self, name: str, steps: int, eta: float) -> LatentDiffusion:
-        """The same trained denoiser, sampled otherwise."""
-        other = replace(self, name=name, steps=steps, eta=eta)
-        other.contexts, other.schedule, other.denoiser = self.contexts, self.schedule, self.denoiser
-        return other
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
