@@ -9,10 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from flownlib.classifiers import Classifier
 from flownlib.encoders import WeightSpace
 from flownlib.generators import Contexts, Generator
-from flownlib.scoring import Scores, score
-from flownlib.statistics import Interval, mean_interval, proportion_interval
+from flownlib.neighbours import Neighbourhood, Neighbours
+from flownlib.scoring import Scores, logits_of, score
+from flownlib.statistics import Interval, energy_test, mean_interval, proportion_interval
+from flownlib.symmetry import Aligner
 from flownlib.tasks import Task
 from flownlib.training import seeded
 from flownlib.zoo import Zoo
@@ -25,7 +28,11 @@ MEASURES = (
     "offset",
     "nearest_training_distance",
     "error_overlap",
+    "two_sample_p_weights",
+    "two_sample_p_behaviour",
 )
+PROBES = 200  # validation images on which behaviour is compared
+PERMUTATIONS = 999
 
 
 def error_overlap(wrong_a: Tensor, wrong_b: Tensor) -> Tensor:
@@ -35,9 +42,17 @@ def error_overlap(wrong_a: Tensor, wrong_b: Tensor) -> Tensor:
     return both / (a.sum(1)[:, None] + b.sum(1)[None] - both).clamp(min=1)
 
 
-def nearest_distance(x: Tensor, rows: Tensor) -> Tensor:
-    """Distance [n] from each x [n, p] to the nearest of the rows [m, p]; exact, so that a copy is at 0."""
-    return torch.cdist(x, rows, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+def behaviour(model: Classifier, weights: Tensor, images: Tensor) -> Tensor:
+    """Class probabilities of each network on the images, one image after the other: [n, images * classes]."""
+    return logits_of(model, weights, images).softmax(-1).flatten(1)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Networks as points: standardised canonical weights [n, p], and `behaviour` on the probe images."""
+
+    weights: Tensor
+    behaviour: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,34 +60,53 @@ class Reference:
     """One task's zoo, against which samples are judged. Distances are between standardised canonical weights."""
 
     task: Task
-    zoo: Zoo
-    space: WeightSpace
-    rows: Tensor  # training networks, standardised [n, p]
-    wrong: Tensor  # their errors on the test images, bool [n, images]
+    around: Neighbourhood  # the training networks
+    training: Points
+    held_out: Points
+    scores: Scores  # of the training networks on the test images
     radius: float  # root mean square distance of a training network from their mean
     held_out_distance: float  # mean distance of a held-out network to its nearest training network
 
     @classmethod
-    def of(cls, task: Task, train: Zoo, held_out: Zoo, space: WeightSpace) -> Reference:
-        """Measure one task's training and held-out networks (zoos in canonical form)."""
-        train, held_out = train.task(task.name), held_out.task(task.name)
-        rows, held = space.encode(train.weights), space.encode(held_out.weights)
-        radius = ((rows - rows.mean(0)).square().sum() / (len(rows) - 1)).sqrt()
-        distance = nearest_distance(held, rows).mean()
-        wrong = score(train.model, train.weights, task.test.x, task.test.y).wrong
-        return cls(task, train, space, rows, wrong, float(radius), float(distance))
+    def of(cls, task: Task, train: Zoo, held_out: Zoo, space: WeightSpace, aligner: Aligner | None = None) -> Reference:
+        """Measure one task's training and held-out networks (zoos in canonical form).
+
+        Args:
+            aligner: what gave the zoos that form; samples are brought to it before they are measured.
+        """
+        train = train.task(task.name)
+        around = Neighbourhood(train, space, aligner)
+        held = around.canonical(held_out.task(task.name).weights)  # once more, as every sample will be
+        training, unseen = (_points(around, task, weights) for weights in (train.weights, held))
+        radius = ((training.weights - training.weights.mean(0)).square().sum() / (len(train) - 1)).sqrt()
+        distance = around.nearest(held).distance[:, 0].mean()
+        scores = score(train.model, train.weights, task.test.x, task.test.y)
+        return cls(task, around, training, unseen, scores, float(radius), float(distance))
+
+
+def _points(around: Neighbourhood, task: Task, canonical: Tensor) -> Points:
+    probes = task.validation.x[:PROBES]
+    return Points(around.space.encode(canonical), behaviour(around.train.model, canonical, probes))
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Samples of one method for one task: per-network numbers [n], and three numbers about the set."""
+    """Samples of one method for one task: per-network numbers [n], and numbers about the set."""
 
     validation: Scores
     test: Scores
-    nearest: Tensor
+    canonical: Tensor  # the samples as they were compared [n, p]
+    neighbours: Neighbours  # distances in units of a held-out network's
     overlap: Tensor
     spread: float
     offset: float
+    p_weights: float
+    p_behaviour: float
+
+    @property
+    def nearest(self) -> Tensor:
+        """Distance to the nearest training network [n]."""
+        return self.neighbours.distance[:, 0]
 
     @property
     def best(self) -> int:
@@ -90,6 +124,8 @@ class Judgement:
             self.offset,
             self.nearest.mean(),
             self.overlap.mean(),
+            self.p_weights,
+            self.p_behaviour,
         )
         return {name: float(value) for name, value in zip(MEASURES, values, strict=True)}
 
@@ -104,18 +140,33 @@ class Judgement:
         }
 
 
-def judge(weights: Tensor, reference: Reference) -> Judgement:
-    """Everything we ask of the samples [n, p] for one task.
+def judge(weights: Tensor, reference: Reference, against: Points | None = None, seed: int = 0) -> Judgement:
+    """Everything we ask of the samples [n, p] for one task, after they were aligned as the zoo was.
 
     spread: 1 = the zoo's. offset: 0 = the zoo's mean, in units of the zoo's radius. nearest: 1 = a held-out network's.
+    The two-sample tests ask whether held-out networks, or those given as `against`, are told apart from the samples.
+
+    Raises:
+        ValueError: if the samples are not finite rows of the zoo's length.
     """
-    task, x = reference.task, reference.space.encode(weights)
-    validation, test = (score(reference.zoo.model, weights, s.x, s.y) for s in (task.validation, task.test))
+    task, around = reference.task, reference.around
+    if weights.dim() != 2 or weights.shape[1] != around.train.layout.size or not weights.isfinite().all():
+        raise ValueError(
+            f"samples for {task.name} have to be finite rows of {around.train.layout.size} weights, "
+            f"not {tuple(weights.shape)} with {int((~weights.isfinite()).sum())} numbers that are not finite"
+        )
+    validation, test = (score(around.train.model, weights, s.x, s.y) for s in (task.validation, task.test))
+    canonical = around.canonical(weights)
+    points, against = _points(around, task, canonical), against or reference.held_out
+    x, rows = points.weights, reference.training.weights
     spread = ((x - x.mean(0)).square().sum() / max(len(x) - 1, 1)).sqrt() / reference.radius
-    offset = (x.mean(0) - reference.rows.mean(0)).norm() / reference.radius
-    nearest = nearest_distance(x, reference.rows) / reference.held_out_distance
-    overlap = error_overlap(test.wrong, reference.wrong).max(1).values
-    return Judgement(validation, test, nearest, overlap, float(spread), float(offset))
+    offset = (x.mean(0) - rows.mean(0)).norm() / reference.radius
+    found = around.nearest(canonical)
+    neighbours = Neighbours(found.distance / reference.held_out_distance, found.row)
+    overlap = error_overlap(test.wrong, reference.scores.wrong).max(1).values
+    _, p_weights = energy_test(x, against.weights, PERMUTATIONS, seeded(seed, 0))
+    _, p_behaviour = energy_test(points.behaviour, against.behaviour, PERMUTATIONS, seeded(seed, 1))
+    return Judgement(validation, test, canonical, neighbours, overlap, float(spread), float(offset), p_weights, p_behaviour)
 
 
 def compare(
@@ -123,11 +174,12 @@ def compare(
 ) -> pd.DataFrame:
     """One row for each method and task, the held-out zoo first: `MEASURES` by name, and each network's test accuracy.
 
-    Every method is given the same contexts, one support set a task that it was not trained with.
+    Every method is given the same contexts, one support set a task that it was not trained with. The two-sample tests of the
+    held-out networks, which are equal to themselves, are against the training networks.
     """
     rows = []
     for number, (name, reference) in enumerate(references.items()):
-        judged = {"zoo_held_out": judge(held_out.task(name).weights, reference)}
+        judged = {"zoo_held_out": judge(held_out.task(name).weights, reference, reference.training)}
         for generator in generators:
             weights = generator.sample(n, contexts[name][0], seeded(seed, number))
             judged[generator.name] = judge(weights, reference)

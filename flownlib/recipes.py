@@ -164,4 +164,4 @@ def latent_flow(settings: Profile, seed: int, progress: bool = False) -> FlowGen
 def references(zoo: CanonicalZoo, tasks: Mapping[str, Task]) -> dict[str, Reference]:
     """What samples are judged against, by task."""
     space = WeightSpace.fit(zoo.train)
-    return {name: Reference.of(task, zoo.train, zoo.held_out, space) for name, task in tasks.items()}
+    return {name: Reference.of(task, zoo.train, zoo.held_out, space, zoo.aligner) for name, task in tasks.items()}

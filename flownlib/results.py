@@ -37,6 +37,8 @@ QUANTITIES = {
     "offset": "0 = the zoo's mean",
     "nearest_training_distance": "1 = held-out networks'",
     "error_overlap": "intersection over union of two networks' errors",
+    "two_sample_p_weights": "p-value of samples against held-out networks, in weights",
+    "two_sample_p_behaviour": "p-value of samples against held-out networks, in class probabilities",
     "seconds_fit": "seconds to fit a method",
     "seconds_sample": "seconds to draw one network",
     "model_steps_per_second": "optimiser steps of one network in a second of processor time (of the clock, on a GPU)",

@@ -1,4 +1,4 @@
-"""Intervals for everything we report: one interval for a mean, one for a paired difference, one for a proportion."""
+"""Intervals for everything we report (a mean, a paired difference, a proportion), and one test of two samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor
 
 Values = Sequence[float] | np.ndarray
 
@@ -74,3 +76,29 @@ def clustered_interval(values: Values, clusters: Sequence) -> Interval:
     """Interval of the mean whose units are the clusters (seeds, tasks, alphabets), each counted once by its own mean."""
     values, clusters = np.asarray(values, dtype=float).ravel(), np.asarray(clusters)
     return mean_interval([values[clusters == cluster].mean() for cluster in np.unique(clusters)])
+
+
+def energy_test(x: Tensor, y: Tensor, permutations: int, generator: torch.Generator) -> tuple[float, float]:
+    """Are two samples from one distribution? Their energy distance, and its p-value (Székely and Rizzo 2013).
+
+    The distance is 0 for equal samples and positive otherwise. The p-value is the share of random splits of the pooled
+    sample whose distance is at least as large, the observed split counted: uniform if all rows are drawn alike and
+    independently, never below 1 / (permutations + 1).
+
+    Args:
+        x: [n, d]. y: [m, d].
+
+    Raises:
+        ValueError: if one of the samples is empty, or the two differ in d.
+    """
+    if not len(x) or not len(y) or x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"a two-sample test needs rows of one length on both sides, got {tuple(x.shape)} and {tuple(y.shape)}")
+    pooled = torch.cat([x, y]).double()
+    distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
+    signs = torch.cat([distance.new_full((len(x),), 1 / len(x)), distance.new_full((len(y),), -1 / len(y))])
+    orders = torch.rand(permutations, len(pooled), generator=generator, device=generator.device).argsort(1)
+    splits = torch.cat([signs[None], signs[orders.to(signs.device)]])
+    # E = 2 E|X - Y| - E|X - X'| - E|Y - Y'| = -s^T D s, with s = 1 / n on the one side and -1 / m on the other
+    energy = -((splits @ distance) * splits).sum(1)
+    at_least = (energy >= energy[0] - 1e-9 * distance.max()).sum()  # rounding must not tell equal splits apart
+    return float(energy[0].clamp(min=0)), float(at_least / len(energy))

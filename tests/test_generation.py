@@ -107,7 +107,7 @@ def test_nulls_sample_what_they_say(generator, canonical, contexts, references):
     if isinstance(generator, Retrieval):
         assert judged.overlap.min() == 1
     if isinstance(generator, Soup):
-        assert judged.spread < 1e-3 and judged.offset < 1e-3
+        assert judged.spread < 1e-3 and judged.offset < 0.2  # the mean of balanced networks is not quite balanced
     if isinstance(generator, Gaussian):
         assert judged.spread == pytest.approx(1, abs=0.15) and judged.offset < 0.35
     if isinstance(generator, Interpolation):

@@ -1,0 +1,173 @@
+"""Has a generator learned to make networks, or does it hand out the ones it was shown? One call, one verdict a task.
+
+The verdict follows from thresholds that are stated here, in this order:
+
+| verdict | if |
+|---|---|
+| memorises | the median sample is within `COPY` of a training network, or has its errors (`SAME_ERRORS`) as no unseen one has |
+| averages | the samples have less than `NARROW` of the zoo's spread |
+| near copies | the median sample is within `NEAR` of a training network |
+| not the zoo's distribution | a two-sample test tells the samples from held-out networks, at `LEVEL` over the whole audit |
+| indistinguishable here | none of these; a larger sample or another test might still tell them apart |
+
+Distances are in units of a held-out network's, hidden units and scales aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flownlib.encoders import WeightSpace
+from flownlib.evaluation import Judgement, Reference, error_overlap, judge
+from flownlib.generators import Contexts, Generator
+from flownlib.statistics import Interval, mean_interval
+from flownlib.symmetry import Aligner
+from flownlib.tasks import Task
+from flownlib.training import seeded
+from flownlib.zoo import Zoo
+
+COPY, NEAR, NARROW, SAME_ERRORS, LEVEL = 0.05, 0.8, 0.8, 0.95, 0.05
+VERDICTS = ("memorises", "averages", "near copies", "not the zoo's distribution", "indistinguishable here")
+
+
+class SplitZoo(Protocol):
+    """A zoo in canonical form, split by seed, with what gave it that form (None: compare weights as they are)."""
+
+    train: Zoo
+    held_out: Zoo
+    aligner: Aligner | None
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """A generator that can say how likely it finds a network."""
+
+    def log_likelihood(self, weights: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Log-density in nats [n] of weights [n, p], or of their latents, under one context y [c]."""
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Log-densities in nats of the training networks [n] and of held-out networks [m]."""
+
+    training: Tensor
+    held_out: Tensor
+
+    @property
+    def advantage(self) -> float:
+        """How often a training network is found likelier than a held-out one: 0.5 = no more often than not."""
+        likelier = self.training[:, None] - self.held_out[None]
+        return float((likelier > 0).float().mean() + (likelier == 0).float().mean() / 2)
+
+
+@dataclass(frozen=True)
+class TaskAudit:
+    """What was found for one task: the samples, held-out networks measured alike, and what they were measured against."""
+
+    reference: Reference
+    samples: Judgement
+    held_out: Judgement
+    level: float  # of each two-sample test
+    likelihoods: Likelihoods | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One of `VERDICTS`."""
+        found, most = self.samples, max(SAME_ERRORS, float(self.held_out.overlap.max()))
+        if found.nearest.median() < COPY or found.overlap.median() > most:
+            return VERDICTS[0]
+        if found.spread < NARROW:
+            return VERDICTS[1]
+        if found.nearest.median() < NEAR:
+            return VERDICTS[2]
+        return VERDICTS[3] if min(found.p_weights, found.p_behaviour) < self.level else VERDICTS[4]
+
+    @property
+    def training_overlap(self) -> Tensor:
+        """Each training network's error overlap [n] with the most similar other one."""
+        wrong = self.reference.scores.wrong
+        return error_overlap(wrong, wrong).fill_diagonal_(0).max(1).values
+
+    def row(self) -> dict[str, float | str | Interval]:
+        """The task in one line of the summary; intervals are over the sampled networks."""
+        found, held_out = self.samples, self.held_out
+        made = {
+            "accuracy": mean_interval(found.test.accuracy.numpy()),
+            "held-out accuracy": mean_interval(held_out.test.accuracy.numpy()),
+            "spread": found.spread,
+            "offset": found.offset,
+            "nearest": mean_interval(found.nearest.numpy()),
+            "error overlap": mean_interval(found.overlap.numpy()),
+            "held-out overlap": mean_interval(held_out.overlap.numpy()),
+            "p weights": found.p_weights,
+            "p behaviour": found.p_behaviour,
+        }
+        if self.likelihoods is not None:
+            made["training likelier"] = self.likelihoods.advantage
+        return made | {"verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found about a generator, by task."""
+
+    name: str
+    tasks: dict[str, TaskAudit]
+
+    @property
+    def verdict(self) -> str:
+        """The gravest verdict of any task, the first in the order of `VERDICTS`."""
+        return min((task.verdict for task in self.tasks.values()), key=VERDICTS.index)
+
+    def summary(self) -> pd.DataFrame:
+        """One row for each task: numbers rounded, intervals as text."""
+        rows = {name: task.row() for name, task in self.tasks.items()}
+        text = {name: {k: str(v) if isinstance(v, Interval) else v for k, v in row.items()} for name, row in rows.items()}
+        return pd.DataFrame(text).T.infer_objects().rename_axis("task").round(3)
+
+
+def audit(
+    generator: Generator,
+    zoo: SplitZoo,
+    tasks: Mapping[str, Task],
+    contexts: Contexts,
+    n: int = 64,
+    seed: int = 0,
+    likelihood: bool = True,
+) -> Audit:
+    """Sample a fitted generator for every task and say what its networks are: see the table above for the verdicts.
+
+    Args:
+        generator: fitted to `zoo.train`. zoo: as from `recipes.canonical_zoo`. tasks: by name, as in the zoo.
+        contexts: of which the first draw of each task is given to the generator. n: samples a task.
+        likelihood: ask a generator that has a log_likelihood for those of training and held-out networks.
+
+    Raises:
+        ValueError: if a task has no context or no network in the zoo, or the samples are not finite rows of its length.
+    """
+    for name in tasks:
+        if name not in contexts or name not in zoo.train.tasks or name not in zoo.held_out.tasks:
+            raise ValueError(f"an audit needs a context, training networks and held-out networks of {name!r}: one is missing")
+    space, found = WeightSpace.fit(zoo.train), {}
+    for number, (name, task) in enumerate(tasks.items()):
+        reference, y = Reference.of(task, zoo.train, zoo.held_out, space, zoo.aligner), contexts[name][0]
+        samples = judge(generator.sample(n, y, seeded(seed, number)), reference, seed=seed)
+        held_out = judge(zoo.held_out.task(name).weights, reference, reference.training, seed)
+        asked = likelihood and isinstance(generator, HasLikelihood)
+        likelihoods = likelihoods_of(generator, zoo, name, y, seeded(seed, number)) if asked else None
+        # two tests a task: LEVEL is that of all of them together (Bonferroni)
+        found[name] = TaskAudit(reference, samples, held_out, LEVEL / (2 * len(tasks)), likelihoods)
+    return Audit(generator.name, found)
+
+
+def likelihoods_of(generator: HasLikelihood, zoo: SplitZoo, task: str, y: Tensor, probes: torch.Generator) -> Likelihoods:
+    """How likely a generator finds the networks of one task that it was shown, and those that it was not."""
+    training, held_out = zoo.train.task(task).weights, zoo.held_out.task(task).weights
+    found = generator.log_likelihood(torch.cat([training, held_out]), y, probes)
+    return Likelihoods(*found.split([len(training), len(held_out)]))
