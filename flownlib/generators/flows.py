@@ -58,10 +58,13 @@ class FlowGenerator:
         return (y - self.context_mean) / self.context_std
 
     @torch.no_grad()
-    def trajectory(self, x_0: Tensor, y: Tensor, steps: int | None = None, method: str | None = None) -> Trajectory:
+    def trajectory(
+        self, x_0: Tensor, y: Tensor, steps: int | None = None, method: str | None = None, guidance: float | None = None
+    ) -> Trajectory:
         """The latents' way from x_0 [n, k] under one context y [c]."""
         context = self.standardise(y).expand(len(x_0), -1)
-        return integrate(guided(self.velocity, self.guidance), x_0, context, method or self.method, steps or self.steps)
+        weight = self.guidance if guidance is None else guidance
+        return integrate(guided(self.velocity, weight), x_0, context, method or self.method, steps or self.steps)
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""
