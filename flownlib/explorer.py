@@ -1,26 +1,29 @@
 """The trajectory explorer: networks on their way from noise, recorded beforehand, so that the sliders only choose what is drawn.
 
 What is computed when: `trajectory_explorer` records the first combination of settings for every task before it is shown; any
-other combination is recorded when it is first chosen (16 networks and 100 images keep that within a redraw's time) and kept.
-The flow-time and network sliders compute nothing: they paint a few marks on a picture of the recording painted once.
+other combination is recorded when it is first chosen (12 networks and 100 images keep that near a redraw's time) and kept.
+The flow-time and network sliders compute nothing. A redraw paints the recording on a picture of the axes painted once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
+import numpy as np
 import torch
 from ipywidgets import Dropdown, FloatSlider, IntSlider, Layout
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from flownlib.classifiers import Classifier
-from flownlib.figures import GREY, INK, PALETTE, filter_strip, free_figure, prediction_bars, probability_lines
+from flownlib.figures import GREY, INK, PALETTE, filter_strip, free_figure, probability_lines
 from flownlib.generators import FlowGenerator
 from flownlib.panel import Backdrop, Panel
 from flownlib.scoring import score
@@ -65,7 +68,7 @@ class Recorder:
     priors: Mapping[str, Prior]
     axes: Tensor
     model: Classifier
-    networks: int = 16
+    networks: int = 12
     tested: int = 100
     seed: int = 0
 
@@ -101,48 +104,74 @@ class Recorder:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """The figure of a recording without the marks of a moment, and the axes that they go on."""
+class Frame:
+    """A figure with everything that no recording changes, and the axes that a recording is drawn on."""
 
-    recording: Recording
     figure: Figure
     paths: Axes
     filters: Axes
     curve: Axes
+    pictures: Axes
     bars: Axes
 
     @classmethod
-    def of(cls, recording: Recording) -> Scene:
-        """All trajectories, all accuracies and the images."""
+    def empty(cls) -> Frame:
+        """Axes, labels and the colour scale. The latent plane has no ticks: its unit means nothing, and its limits move."""
         fig = free_figure(11, 5.2)
-        paths = fig.add_axes((0.075, 0.27, 0.385, 0.67))
-        _draw_paths(fig, paths, recording)
+        paths = fig.add_axes((0.055, 0.25, 0.42, 0.67))
+        paths.set(xlabel="first latent axis", ylabel="second latent axis", xticks=[], yticks=[])
+        scale = fig.add_axes((0.055, 0.12, 0.42, 0.03))
+        fig.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), cax=scale, orientation="horizontal", label="test accuracy")
         filters = fig.add_axes((0.55, 0.79, 0.43, 0.13))
-        filter_strip(filters, recording.filters[0, 0]).remove()
+        filters.axis("off")
+        filters.set_title("decoded first-layer filters", fontsize=10)
         curve = fig.add_axes((0.55, 0.50, 0.43, 0.20))
-        curve.plot(recording.t.numpy(), recording.accuracy.numpy(), color=GREY, lw=0.8, alpha=0.4)
         curve.set(xlabel="flow time t", ylabel="accuracy", xlim=(-0.01, 1.01), ylim=(0, 1))
         pictures, bars = fig.add_axes((0.55, 0.19, 0.43, 0.13)), fig.add_axes((0.55, 0.02, 0.43, 0.16))
-        prediction_bars(pictures, bars, recording.images, recording.labels, recording.probabilities[0, 0]).remove()
+        pictures.axis("off")
         pictures.set_title("predictions on six test images (green: the right class)", fontsize=10)
-        return cls(recording, fig, paths, filters, curve, bars)
+        bars.set(xlim=(0, SHOWN), ylim=(0, 1), xticks=[], yticks=[])
+        return cls(fig, paths, filters, curve, pictures, bars)
 
-    def mark(self, t: float, network: int) -> list[Artist]:
-        """Add what belongs to one moment of one network, and return it."""
-        recording = self.recording
+    def add(self, recording: Recording, t: float, network: int) -> list[Artist]:
+        """Draw the moment of a recording at the solver's stop nearest to t; returns what was added."""
         stop = recording.stop(t)
-        here, accuracy = recording.points[stop], recording.accuracy[stop]
-        settings = {"cmap": "viridis", "vmin": 0, "vmax": 1, "zorder": 3}
-        dots = self.paths.scatter(*here.T.numpy(), c=accuracy.numpy(), s=22, **settings)
-        ring = self.paths.scatter(*here[network].tolist(), s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
-        title = f"{recording.task}, network {network} at t = {recording.t[stop]:.2f}: accuracy {accuracy[network]:.2f}"
-        text = self.figure.text(0.2675, 0.96, title, ha="center", fontsize=11)
-        way = self.curve.plot(recording.t.numpy(), recording.accuracy[:, network].numpy(), color=PALETTE[1], lw=2)
-        now = self.curve.plot(float(recording.t[stop]), float(accuracy[network]), "o", color=PALETTE[1], clip_on=False)
-        line = self.curve.axvline(t, color=INK, lw=1)
+        accuracy = float(recording.accuracy[stop, network])
+        title = f"{recording.task}, network {network} at t = {recording.t[stop]:.2f}: accuracy {accuracy:.2f}"
         strip = filter_strip(self.filters, recording.filters[stop, network])
-        bars = probability_lines(self.bars, recording.labels, recording.probabilities[stop, network])
-        return [dots, ring, text, *way, *now, line, strip, bars]
+        images = self.pictures.imshow(torch.cat(list(recording.images), dim=1).numpy(), cmap="gray_r", aspect="auto")
+        return [
+            self.figure.text(0.265, 0.945, title, ha="center", fontsize=11),
+            *_paths(self.paths, recording, stop, network),
+            *_accuracies(self.curve, recording, t, stop, network),
+            strip,
+            images,
+            probability_lines(self.bars, recording.labels, recording.probabilities[stop, network]),
+        ]
+
+
+def _paths(ax: Axes, recording: Recording, stop: int, network: int) -> list[Artist]:
+    points, color = recording.points, {"cmap": "viridis", "clim": (0, 1)}
+    segments = torch.stack([points[:-1], points[1:]], dim=2).flatten(0, 1).numpy()
+    lines = LineCollection(segments, array=recording.accuracy[1:].flatten().numpy(), lw=1.2, alpha=0.45, **color)
+    ax.add_collection(lines, autolim=False)
+    low, high = points.amin((0, 1)), points.amax((0, 1))
+    margin = 0.06 * (high - low)
+    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+    dots = ax.scatter(*points[stop].T.numpy(), c=recording.accuracy[stop].numpy(), s=22, zorder=3, **color)
+    ring = ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
+    return [lines, dots, ring]
+
+
+def _accuracies(ax: Axes, recording: Recording, t: float, stop: int, network: int) -> list[Artist]:
+    times, accuracy = recording.t.numpy(), recording.accuracy.numpy()
+    ways = [np.stack([times, way], axis=1) for way in accuracy.T]
+    others = ax.add_collection(LineCollection(ways, color=GREY, lw=0.8, alpha=0.4), autolim=False)
+    line = ax.axvline(t, color=INK, lw=1)
+    way = ax.plot(times, accuracy[:, network], color=PALETTE[1], lw=2)
+    now = ax.plot(times[stop], accuracy[stop, network], "o", color=PALETTE[1], clip_on=False)
+    return [others, line, *way, *now]
 
 
 def draw(recording: Recording, t: float, network: int) -> Figure:
@@ -150,51 +179,34 @@ def draw(recording: Recording, t: float, network: int) -> Figure:
 
     The state is that of the solver's stop nearest to the flow time t.
     """
-    scene = Scene.of(recording)
-    scene.mark(t, network)
-    return scene.figure
-
-
-def _draw_paths(fig: Figure, ax: Axes, recording: Recording) -> None:
-    points = recording.points
-    segments = torch.stack([points[:-1], points[1:]], dim=2).flatten(0, 1).numpy()
-    lines = LineCollection(segments, cmap="viridis", lw=1.2, alpha=0.45, clim=(0, 1))
-    lines.set_array(recording.accuracy[1:].flatten().numpy())
-    ax.add_collection(lines)
-    low, high = points.amin((0, 1)), points.amax((0, 1))
-    margin = 0.06 * (high - low)
-    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
-    ax.set(xlabel="first latent axis", ylabel="second latent axis", xlim=(left, right), ylim=(bottom, top))
-    bar = fig.colorbar(lines, cax=fig.add_axes((0.075, 0.11, 0.385, 0.03)), orientation="horizontal", label="test accuracy")
-    bar.solids.set_alpha(1)
+    frame = Frame.empty()
+    frame.add(recording, t, network)
+    return frame.figure
 
 
 def trajectory_explorer(record: Callable[..., Recording], choices: Mapping[str, Sequence]) -> Panel:
     """A selector for every setting, and sliders for flow time and network.
 
     Args:
-        record: makes a recording from the settings, given by name; a `Recorder`, or anything else that does.
+        record: makes a recording from the settings, given by name; a `Recorder`, or anything else that does. Every
+            recording has to hold equally many networks.
         choices: what each setting can be, "task" among them; the first of each is shown first.
     """
     recorded = cache(lambda *settings: record(**dict(zip(choices, settings, strict=True))))
-
-    @lru_cache(maxsize=16)  # a scene and its picture take a few megabytes
-    def staged(*settings: object) -> tuple[Scene, Backdrop]:
-        scene = Scene.of(recorded(*settings))
-        return scene, Backdrop(scene.figure)
+    frame = Frame.empty()
+    backdrop = Backdrop(frame.figure)
 
     def image(t: float, network: int, **settings: object) -> bytes:
-        scene, backdrop = staged(*(settings[name] for name in choices))
-        return backdrop.png(scene.mark(t, network))
+        return backdrop.png(frame.add(recorded(*(settings[name] for name in choices)), t, network))
 
     first = {name: options[0] for name, options in choices.items()}
-    networks = [recorded(*(first | {"task": task}).values()).points.shape[1] for task in choices["task"]]
-    narrow, wide = {"width": "215px"}, {"width": "430px"}
-    controls = {
-        "t": FloatSlider(0, min=0, max=1, step=0.05, description="flow time", continuous_update=False, layout=Layout(**wide)),
-        "network": IntSlider(
-            0, 0, min(networks) - 1, description="network", continuous_update=False, layout=Layout(**wide)
-        ),
+    ready = [recorded(*(first | {"task": task}).values()) for task in choices["task"]]
+    last, wide = ready[0].points.shape[1] - 1, {"width": "430px"}
+    selectors = {
+        name: Dropdown(options=options, description=name, layout=Layout(width="280px")) for name, options in choices.items()
     }
-    selectors = {name: Dropdown(options=options, description=name, layout=Layout(**narrow)) for name, options in choices.items()}
-    return Panel(image, selectors | controls, 880, 416)
+    sliders = {
+        "t": FloatSlider(0, min=0, max=1, step=0.05, description="flow time", continuous_update=False, layout=Layout(**wide)),
+        "network": IntSlider(0, 0, last, description="network", continuous_update=False, layout=Layout(**wide)),
+    }
+    return Panel(image, selectors | sliders, 880, 416)

@@ -138,12 +138,12 @@ def filter_strip(ax: Axes, filters: Tensor) -> AxesImage:
     return ax.imshow(strip.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
-def prediction_bars(pictures: Axes, bars: Axes, images: Tensor, answers: Tensor, probabilities: Tensor) -> LineCollection:
-    """Images [n, h, w] above their class probabilities [n, classes], the right class in green; returns the bars."""
+def prediction_bars(pictures: Axes, bars: Axes, images: Tensor, answers: Tensor, probabilities: Tensor) -> None:
+    """Images [n, h, w] above their class probabilities [n, classes], the right class in green."""
     pictures.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r", aspect="auto")
     pictures.axis("off")
     bars.set(xlim=(0, len(images)), ylim=(0, 1), xticks=[], yticks=[])
-    return probability_lines(bars, answers, probabilities)
+    probability_lines(bars, answers, probabilities)
 
 
 def probability_lines(ax: Axes, answers: Tensor, probabilities: Tensor) -> LineCollection:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterable
 
 import matplotlib.pyplot as plt
+import numpy as np
 from ipywidgets import HTML, Box, Image, Layout, ValueWidget, VBox
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,7 +37,7 @@ class Backdrop:
             artist.remove()
         buffer = io.BytesIO()
         # the lowest compression takes a tenth of the time of the usual one and makes a file a quarter larger
-        Picture.fromarray(self.canvas.buffer_rgba()).convert("RGB").save(buffer, "png", compress_level=1)
+        Picture.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB").save(buffer, "png", compress_level=1)
         return buffer.getvalue()
 
 
