@@ -139,6 +139,7 @@ class Frame:
         accuracy = float(recording.accuracy[stop, network])
         title = f"{recording.task}, network {network} at t = {recording.t[stop]:.2f}: accuracy {accuracy:.2f}"
         strip = filter_strip(self.filters, recording.filters[stop, network])
+        self.filters.apply_aspect()  # square pixels, though the axes themselves are not painted again
         images = self.pictures.imshow(torch.cat(list(recording.images), dim=1).numpy(), cmap="gray_r", aspect="auto")
         return [
             self.figure.text(0.265, 0.945, title, ha="center", fontsize=11),
