@@ -56,9 +56,7 @@ class Panel:
     `controls` holds the widgets by name, so that a test can move them without a browser.
     """
 
-    def __init__(
-        self, draw: Callable[..., Figure | bytes], controls: dict[str, ValueWidget], width: int, height: int
-    ) -> None:
+    def __init__(self, draw: Callable[..., Figure | bytes], controls: dict[str, ValueWidget], width: int, height: int) -> None:
         self.draw, self.controls = draw, controls
         self.image = Image(format="png", width=width, height=height)
         for control in controls.values():
