@@ -1,4 +1,4 @@
-"""The trajectory explorer: networks on their way from noise, recorded beforehand, so that the sliders only choose what is drawn.
+"""The trajectory explorer: networks on their way from noise, recorded, so that the sliders only choose what is drawn.
 
 What is computed when: `trajectory_explorer` records the first combination of settings for every task before it is shown; any
 other combination is recorded when it is first chosen (12 networks and 100 images keep that near a redraw's time) and kept.

@@ -86,7 +86,7 @@ def redraw_seconds(page, control, key):
 
 
 def test_every_control_is_moved_by_keyboard_and_redraws_in_time(address):
-    """The median is asked to be under 0.15 s; a quiet two-core machine has room to spare, so a loaded one is given twice that."""
+    """The median has to be under 0.15 s; a machine with more work than cores is given twice that."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
