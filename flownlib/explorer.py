@@ -1,4 +1,4 @@
-"""The trajectory explorer: networks on their way from noise, recorded beforehand, so that the sliders only choose what is drawn.
+"""The trajectory explorer: networks on their way from noise, recorded, so that the sliders only choose what is drawn.
 
 What is computed when: `trajectory_explorer` records the first combination of settings for every task before it is shown; any
 other combination is recorded when it is first chosen (12 networks and 100 images keep that near a redraw's time) and kept.
@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from ipywidgets import Dropdown, FloatSlider, IntSlider, Layout
+from ipywidgets import FloatSlider, IntSlider, Layout, SelectionSlider
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -203,8 +203,10 @@ def trajectory_explorer(record: Callable[..., Recording], choices: Mapping[str, 
     first = {name: options[0] for name, options in choices.items()}
     ready = [recorded(*(first | {"task": task}).values()) for task in choices["task"]]
     last, wide = ready[0].points.shape[1] - 1, {"width": "430px"}
+    # sliders, for JupyterLab takes the vertical arrow keys that a list needs for itself
     selectors = {
-        name: Dropdown(options=options, description=name, layout=Layout(width="280px")) for name, options in choices.items()
+        name: SelectionSlider(options=options, description=name, continuous_update=False, layout=Layout(width="280px"))
+        for name, options in choices.items()
     }
     sliders = {
         "t": FloatSlider(0, min=0, max=1, step=0.05, description="flow time", continuous_update=False, layout=Layout(**wide)),

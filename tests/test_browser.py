@@ -33,8 +33,9 @@ choices = {"task": ("greek", "cyrillic"), "prior": ("gaussian", "wide"), "guidan
     "solver": ("euler", "midpoint"), "steps": (20, 4)}
 explorer.trajectory_explorer(record, choices).show()
 """
-SELECTORS, SLIDERS = ("task", "prior", "guidance", "solver", "steps"), ("flow time", "network")
+CONTROLS = ("task", "prior", "guidance", "solver", "steps", "flow time", "network")
 IMAGE = "document.querySelector('img.widget-image')?.src ?? ''"
+FOCUS = "document.activeElement.outerHTML.slice(0, 120)"
 
 
 @pytest.fixture(scope="module")
@@ -73,32 +74,33 @@ def wait_for(condition, seconds):
         time.sleep(0.1)
 
 
-def redraw_seconds(page, key):
-    """From the key press to another image, measured in the page itself so that polling adds nothing."""
-    before = page.evaluate(IMAGE)
-    start = time.perf_counter()
+def redraw_seconds(page, control, key):
+    """From the key press at a control to another image in the page."""
+    control.focus()
+    before, start = page.evaluate(IMAGE), time.perf_counter()
     page.keyboard.press(key)
-    page.wait_for_function(f"before => ({IMAGE}) !== before", arg=before, polling="raf", timeout=5000)
+    while page.evaluate(IMAGE) == before:
+        assert time.perf_counter() - start < 5, f"{key} changed nothing at {page.evaluate(FOCUS)}"
+        time.sleep(0.002)
     return time.perf_counter() - start
 
 
 def test_every_control_is_moved_by_keyboard_and_redraws_in_time(address):
-    """The median is asked to be under 0.15 s; a quiet two-core machine has room to spare, so a loaded one is given twice that."""
+    """The median has to be under 0.15 s; a machine with more work than cores is given twice that."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=30000)
-        page.click("text=Run >> nth=0")
-        page.click("text=Run All Cells")
+        page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=40000)
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        page.keyboard.press("Shift+Enter")
         page.wait_for_selector("img.widget-image", timeout=40000)
+        page.wait_for_timeout(2000)  # JupyterLab moves the focus to the next cell once it has run one
         taken = {}
-        for name in SELECTORS:
-            page.locator(f".widget-dropdown:has-text('{name}') select").focus()
-            taken[name] = [redraw_seconds(page, key) for key in ("ArrowDown", "ArrowUp")]
-        for place, name in enumerate(SLIDERS):
-            page.locator(".noUi-handle").nth(place).focus()
-            taken[name] = [redraw_seconds(page, "ArrowRight") for _ in range(5)]
+        for place, name in enumerate(CONTROLS):
+            control = page.locator(".noUi-handle").nth(place)
+            taken[name] = [redraw_seconds(page, control, key) for key in ("ArrowRight", "ArrowLeft")]
         browser.close()
     print({name: [round(1000 * t) for t in times] for name, times in taken.items()})
     busy = os.getloadavg()[0] > (os.cpu_count() or 1)
