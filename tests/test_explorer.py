@@ -22,7 +22,9 @@ def recorder(canonical, tasks):
         "gaussian": lambda n, generator: torch.randn(n, 6, generator=generator),
         "wide": lambda n, generator: 2 * torch.randn(n, 6, generator=generator),
     }
-    return Recorder(flow, tasks, {name: y[0] for name, y in contexts.items()}, priors, torch.eye(6)[:2], canonical.train.model, 4)
+    return Recorder(
+        flow, tasks, {name: y[0] for name, y in contexts.items()}, priors, torch.eye(6)[:2], canonical.train.model, 4
+    )
 
 
 def test_a_recording_is_the_generators_trajectory_decoded_and_tested(recorder, tasks):
@@ -34,7 +36,9 @@ def test_a_recording_is_the_generators_trajectory_decoded_and_tested(recorder, t
     way = recorder.generator.trajectory(x_0, recorder.contexts[name], 3, "rk4", guidance=2.0)
     assert torch.equal(recording.points[-1], way.x_1[:, :2])
     weights, test = recorder.generator.encoder.decode(way.x_1), tasks[name].test
-    assert torch.allclose(recording.accuracy[-1], score(recorder.model, weights, test.x[:100], test.y[:100]).accuracy, atol=0.011)
+    assert torch.allclose(
+        recording.accuracy[-1], score(recorder.model, weights, test.x[:100], test.y[:100]).accuracy, atol=0.011
+    )
     other = recorder(name, "wide", 1.0, "rk4", 3)
     assert not torch.allclose(recording.points[-1], other.points[-1]) and torch.equal(recording.points[0], other.points[0])
 
