@@ -6,8 +6,8 @@ import torch
 from flownlib import encoders, latent_map, recipes_encoders
 from flownlib.artifacts import ArtifactError, save_artifact
 from flownlib.classifiers import cnn_small, mlp
-from flownlib.encoders import VAESettings, networks, reconstruct, train_vae
-from flownlib.encoders.vae import ARCHITECTURES
+from flownlib.encoders import PCA, DistilledLoRA, VAESettings, networks, reconstruct, train_vae
+from flownlib.encoders.vae import ARCHITECTURES, behaviour_distance
 from flownlib.scoring import score
 
 
@@ -80,6 +80,65 @@ def test_a_token_decoder_puts_weights_where_the_encoder_found_them(size):
 def test_latent_tokens_share_the_latents_evenly():
     with pytest.raises(ValueError, match="8 latent tokens cannot share 12 numbers"):
         networks.tokens(cnn_small().layout, 12, 8, 64)
+
+
+def test_the_linear_autoencoder_starts_as_principal_components(canonical, tasks):
+    settings = VAESettings(8, steps=1, learning_rate=0.0, architecture="linear")
+    linear, pca = train_vae(canonical.train, tasks, settings, 0, progress=False)[0], PCA.fit(canonical.train, 8)
+    weights = canonical.held_out.weights
+    latents = pca.encode(weights)
+    torch.testing.assert_close(linear.encode(weights), latents, atol=1e-4, rtol=2e-3)  # the VAE's deviations are 1 + 1e-3
+    torch.testing.assert_close(linear.decode(linear.encode(weights)), pca.decode(latents), atol=1e-5, rtol=1e-4)
+
+
+def test_the_linear_autoencoder_learns_behaviour_and_stays_linear(canonical, tasks):
+    settings = VAESettings(8, steps=40, input_noise=0.0, architecture="linear")
+    linear, history = train_vae(canonical.train, tasks, settings, 0, progress=False)
+    first, last = (sum(step["behaviour"] for step in part) for part in (history[:10], history[-10:]))
+    assert last < 0.9 * first
+    a, b = canonical.held_out.weights[:2]
+    middle = (linear.encode(a[None]) + linear.encode(b[None])) / 2
+    torch.testing.assert_close(linear.encode((a + b)[None] / 2), middle, atol=1e-4, rtol=1e-4)
+
+
+def test_too_few_networks_for_a_linear_autoencoder_are_refused(canonical, tasks):
+    with pytest.raises(ValueError, match="principal components"):
+        train_vae(canonical.train, tasks, VAESettings(len(canonical.train), architecture="linear"), 0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def distilled(canonical, tasks) -> DistilledLoRA:
+    """Factors of rank 1, on few images."""
+    return DistilledLoRA.fit(canonical.train, tasks, 1, steps=40, images=200)
+
+
+def test_distilled_factors_keep_more_behaviour_and_less_weight_than_truncated_ones(distilled, canonical, tasks):
+    zoo, space = canonical.held_out, distilled.space
+    assert torch.equal(distilled.surest(zoo.weights), torch.tensor([zoo.tasks.index(name) for name in zoo.table["task"]]))
+    truncated, tuned = space.decode(space.encode(zoo.weights)), distilled.decode(distilled.encode(zoo.weights))
+    for name in zoo.tasks:
+        rows = torch.tensor((zoo.table["task"] == name).to_numpy())
+        before, after = (
+            behaviour_distance(zoo.model, zoo.weights[rows], found[rows], tasks[name].validation.x)
+            for found in (truncated, tuned)
+        )
+        assert after < 0.7 * before, name
+    assert (zoo.weights - tuned).norm() > (zoo.weights - truncated).norm()  # truncation is the nearest (Eckart and Young)
+
+
+def test_distilled_factors_are_canonical_and_each_networks_own(distilled, canonical):
+    weights = canonical.held_out.weights
+    latents = distilled.encode(weights)
+    torch.testing.assert_close(distilled.space.canonical(latents), latents, atol=1e-3, rtol=1e-3)
+    alone = distilled.encode(weights[[3]])
+    torch.testing.assert_close(distilled.decode(alone), distilled.decode(latents[[3]]), atol=1e-2, rtol=0)
+    assert not torch.allclose(distilled.decode(alone), distilled.space.decode(distilled.space.encode(weights[[3]])), atol=1e-2)
+
+
+def test_a_network_that_the_factors_can_hold_comes_back_as_it_is(distilled, canonical):
+    space = distilled.space
+    weights = space.decode(space.encode(canonical.held_out.weights))
+    torch.testing.assert_close(distilled.decode(distilled.encode(weights)), weights, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ["tokens", "conv1d"])
