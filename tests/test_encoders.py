@@ -1,5 +1,7 @@
 """Every encoder behind one protocol: storage, layouts, the networks of the autoencoders, and the latent map."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -113,11 +115,10 @@ def distilled(canonical, tasks) -> DistilledLoRA:
 
 
 def test_distilled_factors_keep_more_behaviour_and_less_weight_than_truncated_ones(distilled, canonical, tasks):
-    zoo, space = canonical.held_out, distilled.space
-    assert torch.equal(distilled.surest(zoo.weights), torch.tensor([zoo.tasks.index(name) for name in zoo.table["task"]]))
+    zoo, space, own = canonical.held_out, distilled.space, distilled.surest(canonical.held_out.weights)
     truncated, tuned = space.decode(space.encode(zoo.weights)), distilled.decode(distilled.encode(zoo.weights))
-    for name in zoo.tasks:
-        rows = torch.tensor((zoo.table["task"] == name).to_numpy())
+    for number in own.unique():
+        rows, name = own == number, zoo.tasks[number]
         before, after = (
             behaviour_distance(zoo.model, zoo.weights[rows], found[rows], tasks[name].validation.x)
             for found in (truncated, tuned)
@@ -136,9 +137,17 @@ def test_distilled_factors_are_canonical_and_each_networks_own(distilled, canoni
 
 
 def test_a_network_that_the_factors_can_hold_comes_back_as_it_is(distilled, canonical):
-    space = distilled.space
-    weights = space.decode(space.encode(canonical.held_out.weights))
-    torch.testing.assert_close(distilled.decode(distilled.encode(weights)), weights, atol=1e-3, rtol=0)
+    space = distilled.space.to(torch.float64)
+    double = replace(distilled, space=space, images=distilled.images.double())
+    weights = space.decode(space.encode(canonical.held_out.weights.double()))
+    torch.testing.assert_close(double.decode(double.encode(weights)), weights, atol=1e-6, rtol=0)
+
+
+def test_a_network_is_asked_about_the_images_it_is_surest_about(distilled, canonical):
+    weights = canonical.held_out.weights
+    logits = torch.stack([canonical.train.model.forward(weights, images[:100]) for images in distilled.images])
+    entropies = torch.distributions.Categorical(logits=logits).entropy().mean(-1)
+    assert torch.equal(distilled.surest(weights), entropies.argmin(0)) and len(distilled.surest(weights).unique()) == 2
 
 
 @pytest.mark.parametrize("architecture", ["tokens", "conv1d"])

@@ -95,7 +95,7 @@ class DistilledLoRA:
         """Adam from `start`, every network with the same batches; the learning rate comes down along half a cosine."""
         generator = torch.Generator().manual_seed(0)
         latents = start.clone().requires_grad_()
-        # where nothing is lost there are only rounding errors to follow, and a large eps does not
+        # eps: where truncation loses nothing, only rounding errors are left to follow, and they are followed slowly
         optimizer = torch.optim.Adam([latents], self.learning_rate, eps=1e-6)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for _ in range(self.steps):
