@@ -55,7 +55,7 @@ def test_what_is_no_encoder_is_refused(canonical, tmp_path):
     save_artifact(tmp_path / "zoo", canonical.train.as_artifact())
     with pytest.raises(ArtifactError, match="is not an encoder"):
         encoders.load(tmp_path / "zoo")
-    with pytest.raises(ValueError, match="there is no architecture 'rnn'; choose one of mlp"):
+    with pytest.raises(ValueError, match="there is no architecture 'rnn'; choose one of linear, mlp"):
         encoders.VAE(canonical.train.model, VAESettings(architecture="rnn"))
 
 
@@ -138,11 +138,14 @@ def test_distilled_factors_are_canonical_and_each_networks_own(distilled, canoni
     assert not torch.allclose(distilled.decode(alone), distilled.space.decode(distilled.space.encode(weights[[3]])), atol=1e-2)
 
 
-def test_a_network_that_the_factors_can_hold_comes_back_as_it_is(distilled, canonical):
+def test_a_network_that_the_factors_can_hold_gives_no_gradient(distilled, canonical, tasks):
     space = distilled.space.to(torch.float64)
-    double = replace(distilled, space=space, images=distilled.images.double())
+    double = replace(distilled, space=space, images=distilled.images.double(), steps=1)
     weights = space.decode(space.encode(canonical.held_out.weights.double()))
-    torch.testing.assert_close(double.decode(double.encode(weights)), weights, atol=1e-6, rtol=0)
+    torch.testing.assert_close(double.decode(double.encode(weights)), weights, atol=1e-10, rtol=0)
+    # more steps follow rounding errors about, but the behaviour stays
+    tuned, images = distilled.decode(distilled.encode(weights.float())), next(iter(tasks.values())).validation.x
+    assert behaviour_distance(canonical.train.model, weights.float(), tuned, images) < 1e-3
 
 
 def test_a_network_is_asked_about_the_images_it_is_surest_about(distilled, canonical):
