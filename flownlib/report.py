@@ -91,8 +91,18 @@ def _generation() -> dict[str, dict[str, Any]]:
         "offset": "offset",
         "nearest training distance": "nearest_training_distance",
         "error overlap": "error_overlap",
+        "seconds to fit": "seconds_fit",
+        "networks/s": "networks_per_second",
     }
     return {heading: {"quantity": quantity} for heading, quantity in names.items()}
+
+
+def _choices() -> dict[str, dict[str, Any]]:
+    accuracies = {f"accuracy, {n} step{'s' * (n > 1)}": {"quantity": "test_accuracy_mean", "steps": n} for n in (1, 4, 16)}
+    return accuracies | {
+        "spread, 4 steps": {"quantity": "spread", "steps": 4},
+        "straightness, 16 steps": {"quantity": "straightness", "steps": 16},
+    }
 
 
 def _initialisation(quantity: str) -> dict[str, dict[str, Any]]:
@@ -142,14 +152,30 @@ TABLES = [
     Table(
         "Twelve alphabets as low-rank changes of one base network",
         "study_lora",
-        "study_lora",  # no notebook runs it live
+        "study_lora",  # no notebook writes such a file
         {
             "mean accuracy": {"quantity": "test_accuracy_mean"},
             "gain over full fine-tuning": {"quantity": "accuracy_gain"},
         },
         rows=("method", "rank", "latent_dim"),
     ),
-    Table("Generated networks beside every null", "study_generation", "03_flow_matching", _generation()),
+    Table(
+        "Generated networks beside every rival and null, on two kinds of zoo",
+        "study_generation",
+        "03_flow_matching",
+        _generation(),
+        rows=("zoo", "method"),
+    ),
+    Table("What each choice of a latent flow does", "study_choices", "study_choices", _choices()),
+    Table(
+        "Generating networks against training them",
+        "benchmark_generation_cpu",
+        "benchmark_generation_cpu",
+        {
+            "networks/s": {"quantity": "networks_per_second"},
+            "times the training": {"quantity": "speedup", "over": "training by lanes"},
+        },
+    ),
     Table(
         "Networks for unseen tasks, before any training step",
         "study_ood",
