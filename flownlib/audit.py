@@ -5,8 +5,8 @@ The verdict follows from thresholds that are stated here, in this order:
 | verdict | if |
 |---|---|
 | memorises | the median sample is within `COPY` of a training network, or has its errors (`SAME_ERRORS`) as no unseen one has |
+| near copies | the median sample is within `NEAR` of a training network; the average of all of them is not, at about 0.7 |
 | averages | the samples have less than `NARROW` of the zoo's spread |
-| near copies | the median sample is within `NEAR` of a training network |
 | not the zoo's distribution | a two-sample test tells the samples from held-out networks, at `LEVEL` over the whole audit |
 | indistinguishable here | none of these; a larger sample or another test might still tell them apart |
 
@@ -32,8 +32,8 @@ from flownlib.tasks import Task
 from flownlib.training import seeded
 from flownlib.zoo import Zoo
 
-COPY, NEAR, NARROW, SAME_ERRORS, LEVEL = 0.05, 0.8, 0.8, 0.95, 0.05
-VERDICTS = ("memorises", "averages", "near copies", "not the zoo's distribution", "indistinguishable here")
+COPY, NEAR, NARROW, SAME_ERRORS, LEVEL = 0.05, 0.6, 0.8, 0.95, 0.05
+VERDICTS = ("memorises", "near copies", "averages", "not the zoo's distribution", "indistinguishable here")
 
 
 class SplitZoo(Protocol):
@@ -82,9 +82,9 @@ class TaskAudit:
         found, most = self.samples, max(SAME_ERRORS, float(self.held_out.overlap.max()))
         if found.nearest.median() < COPY or found.overlap.median() > most:
             return VERDICTS[0]
-        if found.spread < NARROW:
-            return VERDICTS[1]
         if found.nearest.median() < NEAR:
+            return VERDICTS[1]
+        if found.spread < NARROW:
             return VERDICTS[2]
         return VERDICTS[3] if min(found.p_weights, found.p_behaviour) < self.level else VERDICTS[4]
 

@@ -30,7 +30,8 @@ def nearest_histograms(audits: Sequence[Audit], task: str) -> Figure:
             ax.bar(bins[:-1], sign * counts / counts.max(), np.diff(bins), align="edge", color=color, lw=0)
         ax.axhline(0, color=INK, lw=0.8)
         ax.set(ylim=(-1.1, 1.1), yticks=[], xlim=(bins[0] - 0.02, bins[-1]))
-        ax.spines["left"].set_visible(False)
+        ax.spines[["left", "bottom"]].set_visible(False)
+        ax.tick_params(bottom=found is audits[-1])
         ax.set_ylabel(found.name, rotation=0, ha="right", va="center", fontsize=10)
         for limit in (COPY, NEAR):
             ax.axvline(limit, color=GREY, lw=1, ls="--")
@@ -114,7 +115,7 @@ def _strips(lines: Tensor, names: Sequence[str], notes: Sequence[str], layout: L
 
 def likelihood_histograms(found: Mapping[str, Likelihoods]) -> Figure:
     """Log-likelihoods of training and held-out networks, a panel a task, in nats relative to the training networks' mean."""
-    fig, axes = plt.subplots(1, len(found), figsize=(2.9 * len(found), 2.7), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(found), figsize=(2.5 * len(found), 2.7), sharey=True, squeeze=False)
     for ax, (task, likelihoods) in zip(axes[0], found.items(), strict=True):
         middle = likelihoods.training.mean()
         values = [(likelihoods.training - middle).numpy(), (likelihoods.held_out - middle).numpy()]
@@ -122,6 +123,7 @@ def likelihood_histograms(found: Mapping[str, Likelihoods]) -> Figure:
         for color, name, part in ((TRAINING, "training", values[0]), (UNSEEN, "held out", values[1])):
             ax.hist(part, bins, density=True, color=color, alpha=0.7, lw=0, label=f"{name} ({len(part)})")
         ax.set(title=f"{task}: {likelihoods.advantage:.2f}", xlabel="log-likelihood, nats", yticks=[])
+        ax.locator_params(axis="x", nbins=3)
         ax.spines["left"].set_visible(False)
     axes[0, 0].legend(fontsize=9, loc="upper left")
     return fig
@@ -160,10 +162,10 @@ def frontier_of(points: np.ndarray) -> np.ndarray:
 
 
 def _name_points(ax: Axes, points: pd.DataFrame) -> None:
-    """Names beside points, below where one above is too near."""
+    """Names beside points; of several close together each takes the next free place above or below."""
     spans, named = points.max() - points.min() + 1e-9, []
     for method, point in points.sort_values(points.columns[0]).iterrows():
         x, y = point / spans
-        crowded = any(abs(x - a) < 0.17 and abs(y - b) < 0.05 for a, b in named)
-        ax.annotate(method, point, (8, -15 if crowded else 7), textcoords="offset points", fontsize=9)
+        near = sum(abs(x - a) < 0.17 and abs(y - b) < 0.06 for a, b in named)
+        ax.annotate(method, point, (9, (7, -15, 20, -28, 33)[min(near, 4)]), textcoords="offset points", fontsize=9)
         named.append((x, y))
