@@ -4,7 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-TUNED: dict[str, dict[str, dict[str, Any]]] = {"shared": {}, "independent": {}}
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
+    "shared": {
+        "latent_flow": {"share": 0.5, "predicts": "velocity"},
+        "latent_ddpm": {"share": 0.5, "learning_rate": 0.001},
+        "p_diff": {"share": 0.5, "learning_rate": 0.001},
+        "pca_flow": {"share": 0.5, "width": 256},
+        "deep_weight_flow": {"share": 0.5, "scale": 0.001},
+        "weight_flow": {"share": 0.5, "width": 256},
+        "neuron_flow": {"share": 0.5, "learning_rate": 0.001},
+        "kernel_density": {"bandwidth": 0.1},
+        "hypernetwork": {"share": 0.5, "learning_rate": 0.001},
+    },
+    "independent": {
+        "latent_flow": {"share": 0.5, "predicts": "velocity"},
+        "latent_ddpm": {"share": 0.5, "learning_rate": 0.001},
+        "p_diff": {"share": 0.5, "learning_rate": 0.001},
+        "pca_flow": {"share": 0.5, "width": 256},
+        "deep_weight_flow": {"share": 0.5, "scale": 0.001},
+        "weight_flow": {"share": 0.5, "width": 256},
+        "neuron_flow": {"share": 0.5, "learning_rate": 0.001},
+        "kernel_density": {"bandwidth": 0.1},
+        "hypernetwork": {"share": 0.5, "learning_rate": 0.001},
+    },
+}
 
 
 def tuned(kind: str, method: str) -> dict[str, Any]:
