@@ -10,7 +10,9 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from flownlib.tasks import Task
@@ -124,29 +126,33 @@ def filters(weights: Tensor, titles: Sequence[str]) -> Figure:
     return fig
 
 
-def filter_strip(ax: Axes, filters: Tensor) -> None:
+def filter_strip(ax: Axes, filters: Tensor) -> AxesImage:
     """The filters [f, k, k] of one network side by side: one picture with white gaps, drawn sooner than f axes."""
     size = filters.shape[-1]
     strip = torch.full((size, len(filters) * (size + 1) - 1), float("nan"))
     for i, kernel in enumerate(filters):
         strip[:, i * (size + 1) : i * (size + 1) + size] = kernel
     limit = float(filters.abs().max())
-    ax.imshow(strip.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     ax.set_title("decoded first-layer filters", fontsize=10)
     ax.axis("off")
+    return ax.imshow(strip.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
 def prediction_bars(pictures: Axes, bars: Axes, images: Tensor, answers: Tensor, probabilities: Tensor) -> None:
     """Images [n, h, w] above their class probabilities [n, classes], the right class in green."""
     pictures.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r", aspect="auto")
     pictures.axis("off")
+    bars.set(xlim=(0, len(images)), ylim=(0, 1), xticks=[], yticks=[])
+    probability_lines(bars, answers, probabilities)
+
+
+def probability_lines(ax: Axes, answers: Tensor, probabilities: Tensor) -> LineCollection:
+    """Class probabilities [n, classes] as lines, for one collection is drawn far sooner than a patch for every bar."""
     count, classes = probabilities.shape
     places = torch.arange(count)[:, None] + (torch.arange(classes) + 0.5) / (classes + 1)
     right = torch.arange(classes) == answers[:, None]
     colors = [PALETTE[2] if r else GREY for r in right.flatten()]
-    # lines, for one collection is drawn far sooner than a patch for every bar
-    bars.vlines(places.flatten().numpy(), 0, probabilities.flatten().numpy(), colors=colors, linewidth=4)
-    bars.set(xlim=(0, count), ylim=(0, 1), xticks=[], yticks=[])
+    return ax.vlines(places.flatten().numpy(), 0, probabilities.flatten().numpy(), colors=colors, linewidth=4)
 
 
 def projection(points: Tensor, labels: Sequence[str], note: str = "principal coordinate") -> Figure:

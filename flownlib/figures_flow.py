@@ -15,6 +15,9 @@ from torch import Tensor
 from flownlib.figures import GREY, INK, PALETTE
 from flownlib.flow import StraightPath
 
+# what lies outside is not worth the room that it would take
+LIMITS = {"test_accuracy_mean": (0, 1), "spread": (0, 1.5), "offset": (0, 1.5), "nearest_training_distance": (0, 1.5)}
+
 
 def _ways(ax: Axes, ways: Tensor, colours: Sequence[str], alpha: float = 0.5) -> None:
     """Ways [s, n, 2] as lines, from a grey dot to a coloured one."""
@@ -81,6 +84,7 @@ def choices(
                         ax.plot([record["low"], record["high"]], [y, y], color=PALETTE[shift], lw=1.6)
                         ax.scatter(record["value"], y, s=18, color=PALETTE[shift], zorder=3)
         ax.set_title(title, fontsize=11)
+        ax.set_xlim(LIMITS.get(quantity, (None, None)))
         ax.grid(axis="x", color="#e8ecef")
     first = np.atleast_1d(axes)[0]
     first.set_yticks(range(len(names)), names.values())
@@ -105,8 +109,7 @@ def method_study(records: Sequence[Mapping], kind: str, measures: Mapping[str, f
                 ax.scatter(record["value"], place, s=20, color=color, zorder=3)
         ax.set_title(measure.replace("_", " ").replace("test accuracy ", "accuracy, "), fontsize=10)
         ax.grid(axis="x", color="#e8ecef")
-        limits = {"test_accuracy_mean": (0, 1), "spread": (0, 1.3), "offset": (0, 1.5)}
-        ax.set_xlim(limits.get(measure, (0, None)))
+        ax.set_xlim(LIMITS.get(measure, (0, None)))
     axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order], fontsize=9)
     axes[0].invert_yaxis()
     return fig

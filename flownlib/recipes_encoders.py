@@ -8,13 +8,19 @@ from dataclasses import asdict, dataclass, replace
 
 from flownlib import encoders, recipes, symmetry
 from flownlib.artifacts import Artifact, cached
-from flownlib.encoders import KINDS, PCA, Encoder, LoRA, VAESettings, train_vae
+from flownlib.encoders import KINDS, PCA, DistilledLoRA, Encoder, LoRA, VAESettings, train_vae
 from flownlib.profiles import Profile
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo, collect
 
 CODE = (*symmetry.CODE, *encoders.CODE)
-OWN = {"pca": (encoders.linear,), "lora": (encoders.lora,), "vae_graph": (encoders.vae, encoders.graph)}
+OWN = {
+    "pca": (encoders.linear,),
+    "lora": (encoders.lora,),
+    "lora_distilled": (encoders.lora, encoders.vae, encoders.distilled),
+    "linear": (encoders.vae, encoders.networks, encoders.linear),
+    "vae_graph": (encoders.vae, encoders.graph),
+}
 ZOOS = {
     "shared": "one initialisation, independent orders of minibatches",
     "independent": "everything independent, as training left it",
@@ -42,7 +48,9 @@ def autoencoders(settings: Profile) -> dict[str, VAESettings]:
     """Every autoencoder of the comparison by name."""
     mlp = recipes.vae_settings(settings)
     return {
+        "linear": replace(mlp, architecture="linear"),
         "vae": mlp,
+        "vae_large": replace(mlp, latent_dim=2304),  # as many as the graph's; hidden layers as before
         "vae_tokens": replace(mlp, architecture="tokens", width=settings.token_width, token_size=128, learning_rate=2e-3),
         # p-diff: no behaviour, no KL divergence, a little noise on weights and latents
         "vae_conv1d": replace(
@@ -70,11 +78,17 @@ def autoencoders(settings: Profile) -> dict[str, VAESettings]:
     }
 
 
+def distillation_steps(settings: Profile) -> int:
+    """Steps with which each network's factors are tuned: a third of the VAE's, 400 in the tutorial."""
+    return settings.vae_steps // 3
+
+
 def fitters(settings: Profile, seed: int) -> dict[str, Callable[[Zoo, dict[str, Task]], Encoder]]:
     """How each encoder is fitted to a zoo's training networks."""
     linear = {
         "pca": lambda zoo, tasks: PCA.fit(zoo, min(settings.latent_dim, len(zoo) - 1)),
         "lora": lambda zoo, tasks: LoRA.fit(zoo, settings.lora_rank),
+        "lora_distilled": lambda zoo, tasks: DistilledLoRA.fit(zoo, tasks, settings.lora_rank, distillation_steps(settings)),
     }
     trained = {
         name: lambda zoo, tasks, chosen=chosen: train_vae(zoo, tasks, chosen, seed)[0]
@@ -100,7 +114,8 @@ def fit(settings: Profile, seed: int, kind: str, name: str) -> Fit:
     """One encoder, fitted to one kind of zoo, from the cache if it is there."""
     train, _ = split_zoo(settings, seed, kind)
     tasks = recipes.zoo_tasks(settings)
-    chosen = asdict(autoencoders(settings)[name]) if name in autoencoders(settings) else settings.lora_rank
+    trained = autoencoders(settings)
+    chosen = asdict(trained[name]) if name in trained else {"rank": settings.lora_rank, "steps": distillation_steps(settings)}
     key = {"zoo": train.digest(), "encoder": name, "settings": chosen, "dim": settings.latent_dim, "seed": seed}
 
     def build() -> Artifact:

@@ -88,39 +88,46 @@ STUDIES = {
 }
 
 
+def seed_records(name: str, settings: Profile, seed: int) -> Raw:
+    """One seed of a study, from the cache if it is there; several seeds may be made by as many processes."""
+    study, key = STUDIES[name], {"settings": settings.as_dict(), "seed": seed}
+
+    def build() -> Artifact:
+        records = study.run_seed(seed, settings)
+        return Artifact({"values": torch.cat([torch.tensor(record["values"]) for record in records])}, {"records": records})
+
+    return cached(f"study-{name}", key, build, code=study.code).meta["records"]
+
+
 def run(name: str, profile: str = "tutorial", seeds: int | None = None) -> Path:
     """Run a study over seeds 0, 1, … and write figures/results/study_<name>.json; seeds done before are read from the cache.
 
     Raises:
-        ValueError: for an unknown study or fewer than two seeds.
+        ValueError: for an unknown study or less than one seed.
     """
     if name not in STUDIES:
         raise ValueError(f"there is no study {name!r}; choose one of {', '.join(STUDIES)}")
     settings = load(profile)
     count = seeds or settings.study_seeds
-    if count < 2:
-        raise ValueError(f"a study needs at least two seeds for an interval, not {count}")
-    code_version = artifacts.fingerprint(*STUDIES[name].code)
-    by_seed = []
-    for seed in tqdm(range(count), desc=f"study {name} (about {STUDIES[name].minutes:g} minutes in all)"):
-        key = {"settings": settings.as_dict(), "seed": seed}
-
-        def build(seed: int = seed) -> Artifact:
-            records = STUDIES[name].run_seed(seed, settings)
-            return Artifact({"values": torch.cat([torch.tensor(record["values"]) for record in records])}, {"records": records})
-
-        by_seed.append(cached(f"study-{name}", key, build, code=STUDIES[name].code).meta["records"])
-    extra = {"settings": settings.as_dict(), "code_version": code_version}
+    if count < 1:
+        raise ValueError(f"a study needs at least one seed, not {count}")
+    bar = tqdm(range(count), desc=f"study {name} (about {STUDIES[name].minutes:g} minutes in all)")
+    by_seed = [seed_records(name, settings, seed) for seed in bar]
+    extra = {"settings": settings.as_dict(), "code_version": artifacts.fingerprint(*STUDIES[name].code)}
     return results.write(f"study_{name}", settings.profile, aggregate(by_seed), **extra)
 
 
 def aggregate(by_seed: list[Raw]) -> list[dict]:
-    """Raw values of each seed → records whose unit is the seed: the interval of the seeds' means."""
+    """Raw values of each seed → records whose unit is the seed: the interval of the seeds' means.
+
+    A study of a single seed has no such interval; its unit is whatever that seed measured, e.g. the task.
+    """
     means = defaultdict(list)
     for records in by_seed:
         for record in records:
             address = (record["quantity"], record["method"], json.dumps(record["setting"]))
-            means[address].append(sum(record["values"]) / len(record["values"]))
+            values = record["values"]
+            means[address] += values if len(by_seed) == 1 else [sum(values) / len(values)]
     seeds = list(range(len(by_seed)))
     return [
         results.record(quantity, method, json.loads(setting), mean_interval(values), seeds)

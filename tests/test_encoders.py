@@ -1,13 +1,15 @@
 """Every encoder behind one protocol: storage, layouts, the networks of the autoencoders, and the latent map."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from flownlib import encoders, latent_map, recipes_encoders
 from flownlib.artifacts import ArtifactError, save_artifact
 from flownlib.classifiers import cnn_small, mlp
-from flownlib.encoders import VAESettings, networks, reconstruct, train_vae
-from flownlib.encoders.vae import ARCHITECTURES
+from flownlib.encoders import PCA, DistilledLoRA, VAESettings, networks, reconstruct, train_vae
+from flownlib.encoders.vae import ARCHITECTURES, behaviour_distance
 from flownlib.scoring import score
 
 
@@ -53,7 +55,7 @@ def test_what_is_no_encoder_is_refused(canonical, tmp_path):
     save_artifact(tmp_path / "zoo", canonical.train.as_artifact())
     with pytest.raises(ArtifactError, match="is not an encoder"):
         encoders.load(tmp_path / "zoo")
-    with pytest.raises(ValueError, match="there is no architecture 'rnn'; choose one of mlp"):
+    with pytest.raises(ValueError, match="there is no architecture 'rnn'; choose one of linear, mlp"):
         encoders.VAE(canonical.train.model, VAESettings(architecture="rnn"))
 
 
@@ -82,6 +84,75 @@ def test_a_token_decoder_puts_weights_where_the_encoder_found_them(size):
 def test_latent_tokens_share_the_latents_evenly():
     with pytest.raises(ValueError, match="8 latent tokens cannot share 12 numbers"):
         networks.tokens(cnn_small().layout, 12, 8, 64)
+
+
+def test_the_linear_autoencoder_starts_as_principal_components(canonical, tasks):
+    settings = VAESettings(8, steps=1, learning_rate=0.0, architecture="linear")
+    linear, pca = train_vae(canonical.train, tasks, settings, 0, progress=False)[0], PCA.fit(canonical.train, 8)
+    weights = canonical.held_out.weights
+    latents = pca.encode(weights)
+    torch.testing.assert_close(linear.encode(weights), latents, atol=1e-4, rtol=2e-3)  # the VAE's deviations are 1 + 1e-3
+    torch.testing.assert_close(linear.decode(linear.encode(weights)), pca.decode(latents), atol=1e-5, rtol=1e-4)
+
+
+def test_the_linear_autoencoder_learns_behaviour_and_stays_linear(canonical, tasks):
+    settings = VAESettings(8, steps=40, input_noise=0.0, architecture="linear")
+    linear, history = train_vae(canonical.train, tasks, settings, 0, progress=False)
+    first, last = (sum(step["behaviour"] for step in part) for part in (history[:10], history[-10:]))
+    assert last < 0.9 * first
+    a, b = canonical.held_out.weights[:2]
+    middle = (linear.encode(a[None]) + linear.encode(b[None])) / 2
+    torch.testing.assert_close(linear.encode((a + b)[None] / 2), middle, atol=1e-4, rtol=1e-4)
+
+
+def test_too_few_networks_for_a_linear_autoencoder_are_refused(canonical, tasks):
+    with pytest.raises(ValueError, match="principal components"):
+        train_vae(canonical.train, tasks, VAESettings(len(canonical.train), architecture="linear"), 0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def distilled(canonical, tasks) -> DistilledLoRA:
+    """Factors of rank 1, on few images."""
+    return DistilledLoRA.fit(canonical.train, tasks, 1, steps=40, images=200)
+
+
+def test_distilled_factors_keep_more_behaviour_and_less_weight_than_truncated_ones(distilled, canonical, tasks):
+    zoo, space, own = canonical.held_out, distilled.space, distilled.surest(canonical.held_out.weights)
+    truncated, tuned = space.decode(space.encode(zoo.weights)), distilled.decode(distilled.encode(zoo.weights))
+    for number in own.unique():
+        rows, name = own == number, zoo.tasks[number]
+        before, after = (
+            behaviour_distance(zoo.model, zoo.weights[rows], found[rows], tasks[name].validation.x)
+            for found in (truncated, tuned)
+        )
+        assert after < 0.7 * before, name
+    assert (zoo.weights - tuned).norm() > (zoo.weights - truncated).norm()  # truncation is the nearest (Eckart and Young)
+
+
+def test_distilled_factors_are_canonical_and_each_networks_own(distilled, canonical):
+    weights = canonical.held_out.weights
+    latents = distilled.encode(weights)
+    torch.testing.assert_close(distilled.space.canonical(latents), latents, atol=1e-3, rtol=1e-3)
+    alone = distilled.encode(weights[[3]])
+    torch.testing.assert_close(distilled.decode(alone), distilled.decode(latents[[3]]), atol=1e-2, rtol=0)
+    assert not torch.allclose(distilled.decode(alone), distilled.space.decode(distilled.space.encode(weights[[3]])), atol=1e-2)
+
+
+def test_a_network_that_the_factors_can_hold_gives_no_gradient(distilled, canonical, tasks):
+    space = distilled.space.to(torch.float64)
+    double = replace(distilled, space=space, images=distilled.images.double(), steps=1)
+    weights = space.decode(space.encode(canonical.held_out.weights.double()))
+    torch.testing.assert_close(double.decode(double.encode(weights)), weights, atol=1e-10, rtol=0)
+    # more steps follow rounding errors about, but the behaviour stays
+    tuned, images = distilled.decode(distilled.encode(weights.float())), next(iter(tasks.values())).validation.x
+    assert behaviour_distance(canonical.train.model, weights.float(), tuned, images) < 1e-3
+
+
+def test_a_network_is_asked_about_the_images_it_is_surest_about(distilled, canonical):
+    weights = canonical.held_out.weights
+    logits = torch.stack([canonical.train.model.forward(weights, images[:100]) for images in distilled.images])
+    entropies = torch.distributions.Categorical(logits=logits).entropy().mean(-1)
+    assert torch.equal(distilled.surest(weights), entropies.argmin(0)) and len(distilled.surest(weights).unique()) == 2
 
 
 @pytest.mark.parametrize("architecture", ["tokens", "conv1d"])

@@ -10,7 +10,6 @@ from flownlib.artifacts import load_artifact, save_artifact
 from flownlib.encoders import PCA, VAE, Standardiser, VAESettings, WeightSpace, reconstruct, train_vae
 from flownlib.encoders.vae import behaviour_distance
 from flownlib.evaluation import MEASURES, compare, error_overlap, judge
-from flownlib.explorer import draw, record, trajectory_explorer
 from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator, Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
 from flownlib.studies import aggregate
@@ -150,23 +149,6 @@ def test_contexts_ignore_order_and_follow_labels(tasks):
     assert torch.allclose(set_mean_context(features, relabel[labels], 4).view(4, 3)[relabel], y.view(4, 3))
     with pytest.raises(ValueError, match="needs support images of each of the 5 classes"):
         set_mean_context(features, labels, 5)
-
-
-def test_explorer_redraws_without_a_browser(canonical, contexts, tasks, vae):
-    flow = FlowGenerator(vae, width=16, training=FlowTraining(steps=5, batch_size=16)).fit(canonical.train, contexts, 0)
-    axes = torch.eye(vae.latent_dim)[:2]
-    recordings = {
-        name: record(flow, task, contexts[name][0], torch.randn(4, vae.latent_dim), axes, canonical.train.model, stops=3)
-        for name, task in tasks.items()
-    }
-    first = next(iter(recordings.values()))
-    assert first.accuracy.shape == (4, 4) and torch.allclose(first.probabilities.sum(-1), torch.ones(4, 4, 6))
-    assert len(draw(first, 1, 2).axes) == 6
-    explorer = trajectory_explorer(recordings)
-    for name, value in {"stop": 2, "network": 3, "task": list(recordings)[-1]}.items():
-        before = explorer.image.value
-        explorer.controls[name].value = value
-        assert explorer.image.value != before and bytes(explorer.image.value).startswith(b"\x89PNG")
 
 
 def test_studies_aggregate_seeds_as_units():

@@ -150,3 +150,21 @@ def test_likelihoods_need_a_prior_with_a_density(two_tasks):
     fresh = FlowGenerator(space, width=16, training=training, prior=FreshNetworks(zoo.model, space)).fit(zoo, contexts, 0)
     with pytest.raises(ValueError, match="FreshNetworks has none"):
         fresh.log_likelihood(zoo.weights[:2], y, torch.Generator().manual_seed(0))
+
+
+def test_the_tuned_settings_are_those_with_the_best_validation_accuracy():
+    from flownlib.recipes_generation import GRID, KINDS
+    from flownlib.results import read
+    from flownlib.tuned import tuned
+
+    records = read("study_tuning")["records"]
+    for kind in KINDS:
+        for method, choices in GRID.items():
+            found = {
+                choice: record["value"]
+                for choice in range(len(choices))
+                for record in records
+                if record["method"] == method and record["setting"] == {"zoo": kind, **choices[choice]}
+            }
+            assert len(found) == len(choices) == 4, (kind, method)
+            assert tuned(kind, method) == choices[max(found, key=found.get)], (kind, method)

@@ -38,28 +38,40 @@ def generation(options: argparse.Namespace) -> list[dict]:
     flow, networks = recipes.latent_flow(settings, 0), (options.networks or [128])[0]
     features = recipes.image_features(recipes.zoo_tasks(settings))
     y = recipes.support_contexts(features, tasks, settings.support_per_class, 1, 1_000)["latin"][0]
-    rates = {"latent_flow, 1,000 at once": [], "latent_flow, one at a time": []}
     compiled = backends.choose("auto", cnn_small(), torch.float32) == "lanes"
     trained: dict[str, list[float]] = {backend: [] for backend in (("lanes", "torch") if compiled else ("torch",))}
+    generated: dict[int, list[float]] = {1: [], 1000: []}
     accuracies = []
     for round_ in range(options.rounds):
-        rates["latent_flow, 1,000 at once"].append(sampling_rate(flow, y, 1000, 5))
-        rates["latent_flow, one at a time"].append(sampling_rate(flow, y, 1, 200))
+        for at_once, found in generated.items():
+            found.append(sampling_rate(flow, y, at_once, 200 if at_once == 1 else 5))
         for backend, found in trained.items():
             seconds, zoo = timed_zoo(networks, 1, backend, round_)
             found.append(networks / seconds)
         accuracies.append(float(zoo.table["test_accuracy"].mean()))
-    made, seeds = [], list(range(options.rounds))
-    setting = {"device": device_name("cpu"), "networks": networks}
-    for name, found in rates.items():
-        made.append(results.record("networks_per_second", name, setting, mean_interval(found), seeds))
+    return records_of(generated, trained, accuracies, accuracies_of(flow, y), networks)
+
+
+def records_of(
+    generated: dict[int, list[float]],
+    trained: dict[str, list[float]],
+    accuracies: list[float],
+    of_generated: list[float],
+    networks: int,
+) -> list[dict]:
+    """Rates by how many networks are sampled at once and by who trains, their ratios, and what the networks are worth."""
+    made, seeds, device = [], list(range(len(accuracies))), {"device": device_name("cpu")}
+    for backend, found in trained.items():
+        setting = {**device, "backend": backend, "at_once": networks}
+        made.append(results.record("networks_per_second", "training", setting, mean_interval(found), seeds))
+    for at_once, found in generated.items():
+        setting = {**device, "at_once": at_once}
+        made.append(results.record("networks_per_second", "latent_flow", setting, mean_interval(found), seeds))
         for backend, others in trained.items():
             ratio = mean_interval([a / b for a, b in zip(found, others, strict=True)])
-            made.append(results.record("speedup", name, {**setting, "over": f"training by {backend}"}, ratio, seeds))
-            print(f"{name}: {mean_interval(found).value:,.0f} networks/s, {ratio.value:,.0f} times training by {backend}")
-    for backend, others in trained.items():
-        made.append(results.record("networks_per_second", f"training by {backend}", setting, mean_interval(others), seeds))
-    for name, found in {"training": mean_interval(accuracies), "latent_flow": mean_interval(accuracies_of(flow, y))}.items():
-        made.append(results.record("test_accuracy", name, setting, found, seeds if name == "training" else [0]))
-        print(f"test accuracy on latin, {name}: {found}")
+            made.append(results.record("speedup", "latent_flow", {**setting, "over": backend}, ratio, seeds))
+    made.append(results.record("test_accuracy", "training", device, mean_interval(accuracies), seeds))
+    made.append(results.record("test_accuracy", "latent_flow", device, mean_interval(of_generated), [0]))
+    for record in made:
+        print(record["method"], record["quantity"], record["setting"], f"{record['value']:,.3f}")
     return made

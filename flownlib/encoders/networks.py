@@ -1,4 +1,4 @@
-"""Pairs of networks for an autoencoder of flat weight vectors [n, p]: perceptrons, tokens, and p-diff's convolutions.
+"""Pairs of networks for an autoencoder of flat weight vectors [n, p]: linear, perceptrons, tokens, p-diff's convolutions.
 
 The first of a pair returns mean and log-variance of the latents, [n, 2k]; the second turns latents [n, k] into weights.
 """
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from flownlib.layout import Layout
 
 Pair = tuple[nn.Module, nn.Module]
+
+
+def linear(p: int, latent_dim: int) -> Pair:
+    """One linear map each."""
+    return nn.Linear(p, 2 * latent_dim), nn.Linear(latent_dim, p)
 
 
 def perceptrons(p: int, latent_dim: int, width: int) -> Pair:

@@ -16,12 +16,13 @@ from flownlib.classifiers import Classifier, classifier
 from flownlib.encoders import networks
 from flownlib.encoders.base import Standardiser
 from flownlib.encoders.graph import graph_networks
+from flownlib.encoders.linear import PCA
 from flownlib.layout import Layout
 from flownlib.optimisation import warmup_cosine
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo
 
-ARCHITECTURES = ("mlp", "tokens", "conv1d", "graph")
+ARCHITECTURES = ("linear", "mlp", "tokens", "conv1d", "graph")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class VAESettings:
 
     `input_noise` is to be removed; `jitter` makes other networks, to be reconstructed as they are. Without a `kl_loss` the
     latents are the encoder's means plus `latent_noise`, as in p-diff's autoencoder. The architecture "graph" has `node_dim`
-    latents for each unit in place of `latent_dim`, and `rounds` of messages.
+    latents for each unit in place of `latent_dim`, and `rounds` of messages; "linear" starts from principal components.
     """
 
     latent_dim: int = 64
@@ -58,6 +59,8 @@ def build(model: Classifier, settings: VAESettings) -> networks.Pair:
         ValueError: for an unknown architecture.
     """
     p, k, width = model.layout.size, settings.latent_dim, settings.width
+    if settings.architecture == "linear":
+        return networks.linear(p, k)
     if settings.architecture == "mlp":
         return networks.perceptrons(p, k, width)
     if settings.architecture == "tokens":
@@ -168,6 +171,8 @@ def train_vae(
     standardiser = fit(zoo.weights, zoo.layout)
     vae.mean.copy_(standardiser.mean)
     vae.scale.copy_(standardiser.scale)
+    if settings.architecture == "linear":
+        start_from_components(vae, zoo)
     optimizer = torch.optim.AdamW(vae.parameters(), settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=settings.steps))
     rows = {name: zoo.task(name).weights for name in zoo.tasks}
@@ -186,6 +191,22 @@ def train_vae(
         history.append({name: float(term.detach()) for name, term in terms.items()})
     standardise_latents(vae.eval().requires_grad_(False), zoo)
     return vae, history
+
+
+@torch.no_grad()
+def start_from_components(vae: VAE, zoo: Zoo) -> None:
+    """Make a linear VAE the zoo's principal component analysis, which is the best linear one for weights alone.
+
+    Raises:
+        ValueError: if the zoo has too few networks for its latents.
+    """
+    pca, k = PCA.fit(zoo, vae.latent_dim), vae.latent_dim
+    for layer in (vae.encoder, vae.decoder):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    vae.encoder.weight[:k] = pca.components / pca.deviations[:, None]
+    nn.init.constant_(vae.encoder.bias[k:], -5.0)  # log-variances: the coordinates are heard over little noise
+    vae.decoder.weight.copy_((pca.deviations[:, None] * pca.components).T)
 
 
 def standardise_latents(vae: VAE, zoo: Zoo) -> None:
