@@ -91,8 +91,8 @@ class Profile:
     frontier_networks: int = 320  # for each task
     frontier_held_out: int = 64  # of those
     frontier_images: int = 300  # on which activations are matched
-    frontier_corrector_steps: int = 400
-    frontier_flow_steps: int = 400
+    frontier_corrector_steps: int = 300
+    frontier_flow_steps: int = 300
     frontier_flow_width: int = 512
 
     def as_dict(self) -> dict[str, Any]:
