@@ -40,13 +40,16 @@ def criteria(point: Point, held_out_overlap: float) -> dict[str, bool]:
 def margin(point: Point, nulls: Sequence[Point], tolerance: float = 0.05) -> float:
     """Accuracy over the best null that is at least as novel, up to a tolerance, and was not trained further than the samples.
 
+    Samples that are more novel than every null are compared with the most novel ones.
+
     Raises:
-        ValueError: if no null is as novel.
+        ValueError: if every null was trained further.
     """
-    rivals = [null.accuracy for null in nulls if null.novelty >= point.novelty - tolerance and null.share <= point.share]
-    if not rivals:
-        raise ValueError(f"no null reaches the novelty {point.novelty:.2f} of {point.method}: add one with more noise")
-    return point.accuracy - max(rivals)
+    affordable = [null for null in nulls if null.share <= point.share]
+    if not affordable:
+        raise ValueError(f"no null was trained as little as {point.method}: add one with a share of at most {point.share:g}")
+    novelty = min(point.novelty, max(null.novelty for null in affordable)) - tolerance
+    return point.accuracy - max(null.accuracy for null in affordable if null.novelty >= novelty)
 
 
 def envelope(nulls: Sequence[Point]) -> list[Point]:
