@@ -86,6 +86,14 @@ class Profile:
     lora_epochs: int = 10
     # studies
     study_seeds: int = 3
+    # accuracy with diversity (study frontier)
+    frontier_tasks: int = 3
+    frontier_networks: int = 320  # for each task
+    frontier_held_out: int = 64  # of those
+    frontier_images: int = 300  # on which activations are matched
+    frontier_corrector_steps: int = 300
+    frontier_flow_steps: int = 300
+    frontier_flow_width: int = 512
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name."""
@@ -146,6 +154,13 @@ PROFILES: dict[str, Profile] = {
         lora_validation_images=20,
         lora_test_images=50,
         lora_epochs=1,
+        frontier_tasks=2,
+        frontier_networks=16,
+        frontier_held_out=4,
+        frontier_images=60,
+        frontier_corrector_steps=4,
+        frontier_flow_steps=10,
+        frontier_flow_width=32,
     ),
     "tutorial": Profile(),
     "paper": Profile(
@@ -190,6 +205,13 @@ PROFILES: dict[str, Profile] = {
         lora_validation_images=1000,
         lora_test_images=5000,
         lora_epochs=50,
+        frontier_tasks=8,
+        frontier_networks=1100,
+        frontier_held_out=100,
+        frontier_images=2000,
+        frontier_corrector_steps=10000,
+        frontier_flow_steps=20000,
+        frontier_flow_width=1024,
     ),
 }
 

@@ -51,6 +51,8 @@ QUANTITIES = {
     "seconds_collect": "seconds by the clock to collect a zoo",
     "kills_survived": "fraction of collections, killed at a random moment, that went on to the same zoo",
     "speedup": "ratio of two times",
+    "criteria_met": "of five: accuracy, spread, offset, novelty and error overlap like held-out networks'",
+    "frontier_margin": "accuracy over the best null that is as novel and was trained no further",
 }
 RECORD_KEYS = {"quantity", "method", "setting", "value", "low", "high", "n", "seeds"}
 

@@ -27,6 +27,7 @@ from flownlib import (
     studies_choices,
     studies_encoders,
     studies_fewshot,
+    studies_frontier,
     studies_generation,
     studies_lora,
     studies_ood,
@@ -86,6 +87,9 @@ STUDIES = {
     ),
     "choices": Study(studies_choices.run_seed, "what each choice of a flow does to its samples", 12, TUNING_CODE),
     "generation": Study(studies_generation.run_seed, "generated networks beside every rival and null", 30, GENERATION_CODE),
+    "frontier": Study(
+        studies_frontier.run_seed, "accuracy with diversity: what passes", 30, (*ZOO_CODE, *studies_frontier.CODE)
+    ),
     "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),
     "lora": Study(studies_lora.run_seed, "rank against accuracy of low-rank adaptation", 15, studies_lora.CODE),
