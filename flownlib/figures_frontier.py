@@ -118,7 +118,8 @@ def training_on(records: Sequence[Mapping], kinds: Mapping[str, str], starts: Se
                 curve = sorted((costs[start, point.share], getattr(point, field)) for point in mine)
                 ax.plot(*zip(*curve, strict=True), color=color, marker="o", lw=2, label=NAMES.get(start, start))
             ax.set(title=f"{title}: {name}")
-            ax.set_ylim(0, 1 if field == "accuracy" else None)
+            # accuracies of untrained starts are left outside, so that a point can be seen
+            ax.set_ylim((held_out.accuracy - 0.15, held_out.accuracy + 0.025) if field == "accuracy" else (0, None))
     axes[0, 0].legend(fontsize=9, loc="lower right")
     for ax in axes[-1]:
         ax.set_xlabel("processor time of a network (1: training from scratch)", fontsize=9)
