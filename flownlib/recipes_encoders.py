@@ -28,6 +28,10 @@ ZOOS = {
     "one_run": "the last checkpoints of one run a task",
 }
 
+COMPARED = ("pca", "lora", "vae", "vae_tokens", "vae_conv1d", "vae_graph")  # on every kind of zoo
+# linear maps and low-rank factors that are asked for behaviour; and a perceptron with as many latents as the graph encoder
+REFINED = {"shared": ("linear", "lora_distilled"), "independent": ("vae_large",)}
+
 
 def split_zoo(settings: Profile, seed: int, kind: str) -> tuple[Zoo, Zoo]:
     """(training, held-out) networks of a kind of ZOOS; other seeds are held out, or of a single run its last checkpoints.

@@ -97,6 +97,17 @@ def _generation() -> dict[str, dict[str, Any]]:
     return {heading: {"quantity": quantity} for heading, quantity in names.items()}
 
 
+def _encoders() -> dict[str, dict[str, Any]]:
+    return {
+        "mean accuracy": {"quantity": "test_accuracy_mean", "networks": "held_out"},
+        "gain": {"quantity": "accuracy_gain"},
+        "R²": {"quantity": "r2"},
+        "latents": {"quantity": "latent_dim"},
+        "numbers": {"quantity": "numbers"},
+        "seconds to fit": {"quantity": "seconds_fit"},
+    }
+
+
 def _choices() -> dict[str, dict[str, Any]]:
     accuracies = {f"accuracy, {n} step{'s' * (n > 1)}": {"quantity": "test_accuracy_mean", "steps": n} for n in (1, 4, 16)}
     return accuracies | {
@@ -135,18 +146,12 @@ TABLES = [
         {"test accuracy": {"quantity": "test_accuracy", "method": "trained"}},
         rows=("task",),
     ),
+    Table("Held-out networks, encoded and decoded", "study_encoders", "02_vae_training", _encoders(), rows=("zoo", "method")),
     Table(
-        "Held-out networks, encoded and decoded",
-        "study_encoders",
-        "02_vae_training",
-        {
-            "mean accuracy": {"quantity": "test_accuracy_mean", "networks": "held_out"},
-            "gain": {"quantity": "accuracy_gain"},
-            "R²": {"quantity": "r2"},
-            "latents": {"quantity": "latent_dim"},
-            "numbers": {"quantity": "numbers"},
-            "seconds to fit": {"quantity": "seconds_fit"},
-        },
+        "Linear and low-rank encoders asked for behaviour, and a VAE with as many latents as the graph encoder",
+        "study_refined",
+        "study_refined",
+        _encoders(),
         rows=("zoo", "method"),
     ),
     Table(
@@ -165,6 +170,13 @@ TABLES = [
         "03_flow_matching",
         _generation(),
         rows=("zoo", "method"),
+    ),
+    Table(
+        "Accuracy with diversity: criteria met, of five, and accuracy over the best null that is as novel and trained no further",
+        "study_frontier",
+        "study_frontier",
+        {"criteria met": {"quantity": "criteria_met"}, "margin": {"quantity": "frontier_margin"}},
+        rows=("zoo", "method", "share"),
     ),
     Table("What each choice of a latent flow does", "study_choices", "study_choices", _choices()),
     Table(

@@ -76,6 +76,12 @@ STUDIES = {
     "encoders": Study(
         studies_encoders.run_seed, "held-out networks through every encoder", 45, (*ZOO_CODE, *studies_encoders.CODE)
     ),
+    "refined": Study(
+        studies_encoders.run_refined,
+        "encoders that are asked for behaviour, and a larger VAE",
+        10,
+        (*ZOO_CODE, *studies_encoders.CODE),
+    ),
     "tuning": Study(
         studies_generation.tune_seed, "validation accuracy of every setting of notebook 03's methods", 50, TUNING_CODE
     ),

@@ -1,4 +1,4 @@
-"""Correctors and further training of generated networks."""
+"""Correctors of generated networks."""
 
 import pytest
 import torch
@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from flownlib import recipes
 from flownlib.encoders import WeightSpace
 from flownlib.generators import Gaussian
-from flownlib.generators.correction import Corrected, CorrectorTraining, FreshTraining, Polished, correction_loss
+from flownlib.generators.correction import Corrected, CorrectorTraining, correction_loss
 from flownlib.scoring import score
-from flownlib.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +58,3 @@ def test_a_larger_penalty_moves_networks_less(canonical, tasks, contexts):
         x_0 = space.encode(made.source.sample(8, y, torch.Generator().manual_seed(0)))
         sizes.append(float(made.step(x_0, y).detach().norm()))
     assert sizes[1] < 0.5 * sizes[0]
-
-
-def test_polishing_is_training_and_nothing_without_steps(canonical, tasks, contexts):
-    name = canonical.train.tasks[1]
-    y, seeded, training = contexts[name][0], lambda: torch.Generator().manual_seed(3), Training(3, 50, 3e-3)
-    make = lambda steps: Polished(FreshTraining(), tasks, steps, "fresh", training).fit(canonical.train, contexts, 0)
-    fresh = FreshTraining().fit(canonical.train, contexts, 0).sample(4, y, seeded())
-    assert torch.equal(make(0).sample(4, y, seeded()), fresh)
-    assert make(9).share == pytest.approx(9 / training.steps(len(tasks[name].train)))
-    images = tasks[name].train
-    losses = [score(canonical.train.model, make(k).sample(4, y, seeded()), images.x, images.y).loss.mean() for k in (0, 18)]
-    assert losses[1] < losses[0]
-    assert torch.equal(make(18).sample(4, y, seeded()), make(18).sample(4, y, seeded()))

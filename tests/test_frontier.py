@@ -18,10 +18,9 @@ from flownlib.generators.activations import (
     pre_activations,
     solve_layers,
 )
-from flownlib.generators.correction import Polished
 from flownlib.recipes_frontier import Rescaled, further_trained
 from flownlib.scoring import score
-from flownlib.training import Training, seeded
+from flownlib.training import Training, minibatch_orders, seeded, train_many
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +84,24 @@ def test_rescaled_samples_have_the_spread_of_the_task(canonical, contexts):
 
     name = canonical.train.tasks[0]
     made = Rescaled(Narrow(), "narrow").fit(canonical.train, contexts, 0)
-    rows, x = (made.space.encode(w) for w in (canonical.train.task(name).weights, made.sample(400, contexts[name][0], seeded(3))))
+    rows, x = (
+        made.space.encode(w) for w in (canonical.train.task(name).weights, made.sample(400, contexts[name][0], seeded(3)))
+    )
     radius = lambda points: (points - points.mean(0)).norm() / (len(points) - 1) ** 0.5
     assert radius(x) / radius(rows) == pytest.approx(1, abs=0.1)
 
 
-def test_further_training_gives_what_polishing_gives(canonical, tasks, contexts):
+def test_further_training_is_training(canonical, tasks, contexts):
     name, training = canonical.train.tasks[0], Training(3, 50, 3e-3)
     y, images, model = contexts[name][0], tasks[name].train, canonical.train.model
     generator = seeded(4)
     weights = Retrieval().fit(canonical.train, contexts, 0).sample(4, y, generator)
     stages = further_trained(model, weights, images, training, (0.0, 0.5, 1.0), generator)
     assert torch.equal(stages[0], weights)
-    polished = Polished(Retrieval(), tasks, training.steps(len(images)), "polished", training).fit(canonical.train, contexts, 0)
-    assert torch.equal(stages[2], polished.sample(4, y, seeded(4)))
+    again = seeded(4)
+    Retrieval().fit(canonical.train, contexts, 0).sample(4, y, again)
+    orders = minibatch_orders(torch.randint(2**31, (4,), generator=again).tolist(), len(images), training)
+    assert torch.equal(stages[2], train_many(model, weights, images, orders, training.learning_rate)[-1])
     losses = [score(model, stage, images.x, images.y).loss.mean() for stage in stages]
     assert losses[2] < losses[0]
 

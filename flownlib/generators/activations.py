@@ -84,9 +84,7 @@ def nearest_solution(inputs: Tensor, targets: Tensor, matrix: Tensor, scale: Ten
     return matrix + torch.cholesky_solve(missing, torch.linalg.cholesky(gram)).transpose(1, 2)
 
 
-def solve_layers(
-    model: Classifier, weights: Tensor, x: Tensor, targets: list[Tensor], scale: Tensor, ridge: float
-) -> Tensor:
+def solve_layers(model: Classifier, weights: Tensor, x: Tensor, targets: list[Tensor], scale: Tensor, ridge: float) -> Tensor:
     """Networks [m, p] whose layers after the first were solved in turn, each on the outputs of those before it.
 
     Args:

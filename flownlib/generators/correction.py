@@ -1,8 +1,7 @@
-"""Accuracy for samples that have the zoo's spread: a corrector that was trained on the tasks' images, and plain further training.
+"""Accuracy for samples that have the zoo's spread: a corrector that was trained on the tasks' images.
 
 A Gaussian of a task's networks, or a flow on principal components, has the right spread and centre but not quite the right
-networks. Both classes here move its samples a little, by the tasks' TRAINING images: `Corrected` by one learned step,
-`Polished` by ordinary training. The task is that whose mean context is nearest.
+networks. The corrector moves its samples a little, by one step that it has learned on the tasks' TRAINING images.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from torch import Tensor
 from flownlib.classifiers import Classifier
 from flownlib.encoders import WeightSpace
 from flownlib.flow import VelocityMLP
-from flownlib.generators.base import Contexts, Generator, StandardContexts, nearest_task
+from flownlib.generators.base import Contexts, Generator, StandardContexts
 from flownlib.optimisation import minimise
 from flownlib.tasks import Task
-from flownlib.training import Training, minibatch_orders, train_many
 from flownlib.zoo import Zoo
 
 
@@ -96,42 +94,8 @@ class Corrected:
 
 
 @dataclass
-class Polished:
-    """Another generator's samples, trained for a few more steps of Adam on the nearest task's training images.
-
-    `share` is what this costs of a training from scratch of the zoo's networks.
-    """
-
-    source: Generator
-    tasks: Mapping[str, Task]
-    steps: int
-    name: str
-    training: Training = Training()
-
-    def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
-        """Fit the source."""
-        self.source.fit(zoo, contexts, seed)
-        self.model, self.centres = zoo.model, {name: contexts[name].mean(0) for name in zoo.tasks}
-        return self
-
-    @property
-    def share(self) -> float:
-        """Steps over those of a training from scratch on the first task."""
-        return self.steps / self.training.steps(len(next(iter(self.tasks.values())).train))
-
-    def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
-        """n weight vectors [n, p]."""
-        weights, images = self.source.sample(n, y, generator), self.tasks[nearest_task(self.centres, y)].train
-        if not self.steps:
-            return weights
-        seeds = torch.randint(2**31, (n,), generator=generator).tolist()
-        orders = minibatch_orders(seeds, len(images), self.training)[:, : self.steps]
-        return train_many(self.model, weights, images, orders, self.training.learning_rate)[-1]
-
-
-@dataclass
 class FreshTraining:
-    """The null of all nulls, to be polished: freshly initialised networks, whatever the context."""
+    """The null of all nulls, to be trained further: freshly initialised networks, whatever the context."""
 
     name: str = "fresh"
 
