@@ -1,4 +1,4 @@
-"""Figures of the open problem: accuracy against novelty with the nulls' envelope, and accuracy against the cost of training on."""
+"""Figures of the open problem: accuracy against novelty with the nulls' envelope, and accuracy against what a network costs."""
 
 from __future__ import annotations
 
