@@ -84,9 +84,8 @@ def test_rescaled_samples_have_the_spread_of_the_task(canonical, contexts):
 
     name = canonical.train.tasks[0]
     made = Rescaled(Narrow(), "narrow").fit(canonical.train, contexts, 0)
-    rows, x = (
-        made.space.encode(w) for w in (canonical.train.task(name).weights, made.sample(400, contexts[name][0], seeded(3)))
-    )
+    sampled = made.sample(400, contexts[name][0], seeded(3))
+    rows, x = (made.space.encode(weights) for weights in (canonical.train.task(name).weights, sampled))
     radius = lambda points: (points - points.mean(0)).norm() / (len(points) - 1) ** 0.5
     assert radius(x) / radius(rows) == pytest.approx(1, abs=0.1)
 
