@@ -76,7 +76,7 @@ def frontier_setup(settings: Profile, seed: int, kind: str) -> Setup:
 
 
 def starts(made: Setup) -> dict[str, Generator]:
-    """Every start by name, not yet fitted: the nulls, then ours. A corrector of independent networks starts from a Gaussian only."""
+    """Every start by name, not yet fitted: nulls, then ours. Independent networks get a corrector of a Gaussian only."""
     settings, train = made.settings, made.zoo.train
     nulls = [Retrieval(), Noise(0.5), Noise(1.0), Soup(), Gaussian(), Gaussian(diagonal=True), Interpolation(), FreshTraining()]
     pca = PCA.fit(train, len(train) - 1, whiten=False)

@@ -84,9 +84,8 @@ def test_rescaled_samples_have_the_spread_of_the_task(canonical, contexts):
 
     name = canonical.train.tasks[0]
     made = Rescaled(Narrow(), "narrow").fit(canonical.train, contexts, 0)
-    rows, x = (
-        made.space.encode(w) for w in (canonical.train.task(name).weights, made.sample(400, contexts[name][0], seeded(3)))
-    )
+    sampled = made.sample(400, contexts[name][0], seeded(3))
+    rows, x = (made.space.encode(weights) for weights in (canonical.train.task(name).weights, sampled))
     radius = lambda points: (points - points.mean(0)).norm() / (len(points) - 1) ** 0.5
     assert radius(x) / radius(rows) == pytest.approx(1, abs=0.1)
 
@@ -151,8 +150,10 @@ def test_figures_draw_a_study():
         "offset": 0.2,
         "nearest_training_distance": 0.9,
         "error_overlap": 0.3,
+        "seconds_sample": 0.5,
     }
-    keys = [("zoo_held_out", 1.0), *((method, share) for method in ("matched", "gaussian") for share in (0.0, 0.3))]
+    starts = ("matched", "gaussian", "fresh")
+    keys = [("zoo_held_out", 1.0), *((method, share) for method in starts for share in (0.0, 0.3))]
     records = [
         {"quantity": q, "method": method, "setting": {"zoo": "shared", "share": share}, "value": value}
         for method, share in keys
@@ -160,6 +161,9 @@ def test_figures_draw_a_study():
     ]
     fig = figures_frontier.frontiers(records, {"shared": "one start"}, ["matched"], (0.0, 0.3))
     assert len(fig.axes) == 2 and len(fig.axes[0].collections) >= 3
-    curves = figures_frontier.training_on(records, {"shared": "one start"}, ["matched", "gaussian"])
-    assert [list(line.get_xdata()) for line in curves.axes[0].lines] == [[0.0, 0.3], [0.0, 0.3]]
+    records[-1]["value"] = 1.5  # so long do 30 % of a training take, and so 5 seconds a whole one
+    costs = figures_frontier.costs_of(records, "shared")
+    assert costs["fresh", 0.3] == pytest.approx(0.3) and costs["matched", 0.0] == pytest.approx(0.1)
+    curves = figures_frontier.training_on(records, {"shared": "one start"}, ["matched", "fresh"])
+    assert [list(line.get_xdata()) for line in curves.axes[0].lines][1] == pytest.approx([0.1, 0.3])
     plt.close("all")
