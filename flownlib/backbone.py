@@ -1,11 +1,15 @@
-"""A small frozen image encoder: trained once to tell many characters apart, then only looked through."""
+"""Frozen image encoders: a small one, trained once to tell many characters apart, and torchvision's for natural images."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
+from flownlib.context import PCAFeatures
 from flownlib.optimisation import minimise
 
 
@@ -64,3 +68,41 @@ def train_backbone(
     few = images[:: max(1, len(images) // 4000)]
     backbone.mean = torch.cat([backbone(part) for part in few.split(1000)]).mean(0)
     return backbone
+
+
+@dataclass(frozen=True)
+class TorchvisionFeatures:
+    """The first principal components of what the last layer of an ImageNet model sees."""
+
+    model: nn.Module  # without its head: images [n, 3, 224, 224] → [n, d]
+    components: PCAFeatures
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features [n, dim] of standardised images [n, c, h, w] with one channel or three."""
+        return self.components.features(penultimate(self.model, x))
+
+
+@torch.no_grad()
+def penultimate(model: nn.Module, x: Tensor, chunk: int = 64) -> Tensor:
+    """What a headless ImageNet model returns [n, d] for standardised images, enlarged to 224 × 224 pixels."""
+    parts = x.expand(-1, 3, -1, -1).split(chunk)
+    return torch.cat([model(F.interpolate(part, (224, 224), mode="bilinear", antialias=True)) for part in parts])
+
+
+def torchvision_features(name: str, images: Tensor, dim: int, most: int = 1000) -> TorchvisionFeatures:
+    """A torchvision model with its published weights, which are downloaded when they are first asked for.
+
+    Args:
+        images: [n, c, h, w], of which at most `most`, evenly spaced, fit the principal components.
+
+    Raises:
+        ValueError: for a model that torchvision does not have, or if its weights cannot be had.
+    """
+    try:
+        model = torchvision.models.get_model(name, weights="DEFAULT")
+    except OSError as error:  # urllib's errors are among them
+        raise ValueError(f"the weights of {name} could not be downloaded ({error}); connect, or set context_model") from None
+    head = [part for part, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    model.set_submodule(head, nn.Identity())
+    model.eval().requires_grad_(False)
+    return TorchvisionFeatures(model, PCAFeatures(dim).fit(penultimate(model, images[:: max(1, len(images) // most)])))

@@ -47,6 +47,7 @@ class Profile:
     flow_batch: int = 128
     neuron_width: int = 64  # of the transformer over neurons
     support_per_class: int = 5
+    context_model: str = "trained"  # the frozen image encoder: trained here, or the name of a torchvision model
     context_every: int = 2  # of the characters that the frozen image encoder may learn from
     context_images: int = 60  # for each of them
     context_steps: int = 400
@@ -181,6 +182,7 @@ PROFILES: dict[str, Profile] = {
         flow_steps=20000,
         flow_batch=512,
         neuron_width=256,
+        context_model="resnet18",
         context_every=1,
         context_images=400,
         context_steps=10000,

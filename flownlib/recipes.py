@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flownlib import backbone, encoders, optimisation, symmetry
 from flownlib.artifacts import Artifact, cached
-from flownlib.backbone import Backbone, train_backbone
+from flownlib.backbone import Backbone, TorchvisionFeatures, torchvision_features, train_backbone
 from flownlib.context import PCAFeatures, set_mean_context
 from flownlib.encoders import PCA, VAE, Encoder, VAESettings, WeightSpace, train_vae
 from flownlib.evaluation import Reference
@@ -26,6 +26,7 @@ from flownlib.training import Training, seeded
 from flownlib.zoo import Zoo, ZooSettings, collect
 
 CONTEXT_DIM = 16  # features of an image in a context
+ImageFeatures = PCAFeatures | Backbone | TorchvisionFeatures
 
 
 def split_sizes(settings: Profile) -> SplitSizes:
@@ -107,8 +108,11 @@ def image_features(tasks: Mapping[str, Task], dim: int = CONTEXT_DIM) -> PCAFeat
     return PCAFeatures(dim).fit(torch.cat([task.train.x for task in tasks.values()]))
 
 
-def context_backbone(settings: Profile, seed: int) -> Backbone:
-    """A frozen convolutional encoder, trained on characters that resemble none of any task here."""
+def context_backbone(settings: Profile, seed: int) -> Backbone | TorchvisionFeatures:
+    """A frozen convolutional encoder: trained on characters that resemble none of any task here, or a torchvision model."""
+    if settings.context_model != "trained":
+        images = torch.cat([task.train.x for task in zoo_tasks(settings).values()])
+        return torchvision_features(settings.context_model, images, CONTEXT_DIM)
     every = "".join(text for text, _ in ALPHABETS.values()) + "0123456789"
     text = glyphs.without_lookalikes(glyphs.characters(glyphs.TRAINING_SCRIPTS), every)[:: settings.context_every]
     key = {"text": text, "images": settings.context_images, "steps": settings.context_steps, "seed": seed}
@@ -124,7 +128,7 @@ def context_backbone(settings: Profile, seed: int) -> Backbone:
 
 
 def support_sets(
-    features: PCAFeatures | Backbone, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
+    features: ImageFeatures, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
 ) -> dict[str, Tensor]:
     """The features of each task's support sets [draws, classes * per_class * d], sorted by class, for `CAMLContext`."""
     return {
@@ -139,7 +143,7 @@ def _supports(tasks: Mapping[str, Task], per_class: int, draws: int, seed: int) 
 
 
 def support_contexts(
-    features: PCAFeatures | Backbone, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
+    features: ImageFeatures, tasks: Mapping[str, Task], per_class: int, draws: int, seed: int
 ) -> dict[str, Tensor]:
     """Contexts y [draws, c] of each task, one for each random support set."""
     return {

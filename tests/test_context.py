@@ -47,3 +47,27 @@ def test_a_class_context_depends_on_the_other_classes(encoder):
     changed = support.clone()
     changed[:, 6:] += 1
     assert not torch.allclose(encoder(support, labels)[:, 0], encoder(changed, labels)[:, 0], atol=1e-4)
+
+
+def test_torchvision_features_look_through_a_headless_model_and_say_when_its_weights_cannot_be_had(monkeypatch):
+    from urllib.error import URLError
+
+    import torchvision
+
+    from flownlib.backbone import penultimate, torchvision_features
+
+    get_model = torchvision.models.get_model
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: get_model(name, weights=None))
+    images = torch.randn(12, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    features = torchvision_features("resnet18", images, dim=4)
+    assert penultimate(features.model, images[:2]).shape == (2, 512)
+    found = features.features(images)
+    assert found.shape == (12, 4) and torch.allclose(found.mean(0), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(features.features(images[[5]]), found[[5]], atol=1e-3)
+
+    def offline(name, weights):
+        raise URLError("no route")
+
+    monkeypatch.setattr(torchvision.models, "get_model", offline)
+    with pytest.raises(ValueError, match="the weights of resnet18 could not be downloaded"):
+        torchvision_features("resnet18", images, dim=4)
