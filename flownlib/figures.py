@@ -205,19 +205,3 @@ def method_bars(table: pd.DataFrame, measures: Mapping[str, float | None]) -> Fi
     np.atleast_1d(axes)[0].set_yticks(range(len(methods)), methods)
     np.atleast_1d(axes)[0].invert_yaxis()
     return fig
-
-
-def frontier(table: pd.DataFrame) -> Figure:
-    """Accuracy against novelty, one point a method (mean over tasks), sized by spread."""
-    means = table.groupby("method", sort=False)[["test_accuracy_mean", "nearest_training_distance", "spread"]].mean()
-    fig, ax = plt.subplots(figsize=(7.5, 4.4))
-    named: list[tuple[float, float]] = []
-    for method, (accuracy, distance, spread) in means.sort_values("nearest_training_distance").iterrows():
-        color = INK if method == "zoo_held_out" else PALETTE[0] if "flow" in method else PALETTE[1]
-        ax.scatter(distance, accuracy, s=25 + 130 * min(spread, 1.5), color=color, alpha=0.75, lw=0)
-        crowded = any(abs(distance - x) < 0.15 and abs(accuracy - y) < 0.05 for x, y in named)
-        ax.annotate(method, (distance, accuracy), xytext=(7, -14 if crowded else 5), textcoords="offset points", fontsize=9)
-        named.append((distance, accuracy))
-    ax.set(xlabel="distance to the nearest training network (1 = held-out networks)", ylabel="mean test accuracy")
-    ax.margins(x=0.16, y=0.1)
-    return fig
