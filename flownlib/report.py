@@ -91,6 +91,9 @@ def _generation() -> dict[str, dict[str, Any]]:
         "offset": "offset",
         "nearest training distance": "nearest_training_distance",
         "error overlap": "error_overlap",
+        "p, weights": "two_sample_p_weights",
+        "p, behaviour": "two_sample_p_behaviour",
+        "solver steps": "solver_steps",
         "seconds to fit": "seconds_fit",
         "networks/s": "networks_per_second",
     }
