@@ -71,7 +71,7 @@ def show(record: Record | None) -> str:
     """ "0.912 [0.905, 0.919]", or nothing; large numbers without decimals, and sizes, which do not vary, alone."""
     if record is None:
         return ""
-    if record["low"] == record["high"] >= 10:
+    if record["low"] == record["high"] >= 2:
         return f"{record['value']:,.0f}"
     form = ",.0f" if record["value"] >= 100 else ".3f"
     return f"{record['value']:{form}} [{record['low']:{form}}, {record['high']:{form}}]"
