@@ -18,7 +18,7 @@ from flownlib.encoders import PCA, WeightSpace
 from flownlib.flow import FlowTraining
 from flownlib.generators import Contexts, FlowGenerator, Gaussian, Generator, Interpolation, Noise, Retrieval, Soup
 from flownlib.generators.activations import ActivationMatched
-from flownlib.generators.base import nearest_task
+from flownlib.generators.base import mean_contexts, nearest_task
 from flownlib.generators.correction import Corrected, CorrectorTraining, FreshTraining
 from flownlib.profiles import Profile
 from flownlib.recipes_generation import Setup, setup
@@ -50,7 +50,7 @@ class Rescaled:
     def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
         """Fit the source; measure its samples' means and spreads."""
         self.source.fit(zoo, contexts, seed)
-        self.space, self.centres, self.frames = WeightSpace.fit(zoo), {n: contexts[n].mean(0) for n in zoo.tasks}, {}
+        self.space, self.centres, self.frames = WeightSpace.fit(zoo), mean_contexts(contexts, zoo.tasks), {}
         for number, name in enumerate(zoo.tasks):
             rows = self.space.encode(zoo.task(name).weights)
             x = self.space.encode(self.source.sample(256, contexts[name][0], seeded(seed, number)))

@@ -8,6 +8,7 @@ from flownlib import recipes, studies_generation
 from flownlib.evaluation import judge
 from flownlib.flow import Trajectory
 from flownlib.generators import Contexts, FlowGenerator, variant
+from flownlib.generators.base import others
 from flownlib.profiles import Profile
 from flownlib.recipes_generation import CHOICES, Setup, caml_flow, chosen_flow, setup
 from flownlib.training import seeded
@@ -52,8 +53,7 @@ def run_seed(seed: int, settings: Profile) -> list[dict]:
         if name == "plain":
             for weight in (0.0, 2.0):
                 add(variant(flow, guidance=weight), f"guidance_{weight:g}", made.fresh, 4)
-            shifted = dict(zip(made.fresh, [*list(made.fresh.values())[1:], next(iter(made.fresh.values()))], strict=True))
-            add(flow, "wrong_context", shifted, 4)
+            add(flow, "wrong_context", others(made.fresh), 4)
     pixels, shot = recipes.image_features(made.tasks), settings.support_per_class
     contexts = recipes.support_contexts(pixels, made.tasks, shot, 32, seed)
     fresh = recipes.support_contexts(pixels, made.tasks, shot, 1, 1_000 + seed)

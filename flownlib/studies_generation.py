@@ -22,6 +22,7 @@ from flownlib import (
 )
 from flownlib.evaluation import MEASURES, compare, judge
 from flownlib.generators import Generator, all_nulls, base, diffusion, flows, nulls, regression, variant
+from flownlib.generators.base import others
 from flownlib.profiles import Profile
 from flownlib.recipes_generation import GRID, KINDS, Setup, caml_flow, make, setup
 from flownlib.scoring import score
@@ -96,13 +97,11 @@ def run_kind(made: Setup) -> list[dict]:
     table = compare(generators, references, made.fresh, held_out, n, made.seed)
     # the same sets of images, read by a transformer
     caml = caml_flow(made, tuned(made.kind, "latent_flow")).fit(made.zoo.train, made.support, made.seed)
-    others = [compare([caml], references, made.fresh_support, held_out, n, made.seed)]
+    more = [compare([caml], references, made.fresh_support, held_out, n, made.seed)]
     # each task's samples are asked for with the context of the next one
-    names = list(made.fresh)
-    shifted = {name: made.fresh[following] for name, following in zip(names, [*names[1:], names[0]], strict=True)}
     wrong = variant(generators[0], name="latent_flow_wrong_context")
-    others.append(compare([wrong], references, shifted, held_out, n, made.seed))
-    table = pd.concat([table, *(other[other["method"] != "zoo_held_out"] for other in others)])
+    more.append(compare([wrong], references, others(made.fresh), held_out, n, made.seed))
+    table = pd.concat([table, *(other[other["method"] != "zoo_held_out"] for other in more)])
     best = {name: judge(made.zoo.train.task(name).weights, reference).measures() for name, reference in references.items()}
     records = records_of(table, {name: row["test_accuracy_best_by_validation"] for name, row in best.items()}, made)
     setting = {"zoo": made.kind, "networks": n}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ class TimeFeatures(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-class VelocityNetwork(nn.Module):
+class VelocityNetwork(nn.Module, ABC):
     """What every velocity network shares: time and context embedded in one vector, and a velocity from what is predicted.
 
     Args:
@@ -52,9 +53,9 @@ class VelocityNetwork(nn.Module):
             embedding = torch.where(keep[:, None], embedding, self.no_context)
         return F.silu(self.time(t) + embedding)
 
+    @abstractmethod
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None, keep: Tensor | None = None) -> Tensor:
-        """The network's own output [n, d]."""
-        raise NotImplementedError("a velocity network defines predict(x, t, y, keep)")
+        """The network's own output [n, d]; `keep` bool [n] is False where the context is dropped."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The velocity [n, d]; y=None asks for the unconditional field."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flownlib.classifiers import Classifier, Conv, Linear
 from flownlib.encoders import WeightSpace
-from flownlib.generators.base import Contexts, Generator, nearest_task
+from flownlib.generators.base import Contexts, Generator, mean_contexts, nearest_task
 from flownlib.tasks import Task
 from flownlib.training import seeded
 from flownlib.zoo import Zoo
@@ -123,7 +123,7 @@ class ActivationMatched:
         """Fit the source, and record what the units of the training networks do."""
         self.source.fit(zoo, contexts, seed)
         self.model, self.space = zoo.model, WeightSpace.fit(zoo)
-        self.centres = {name: contexts[name].mean(0) for name in zoo.tasks}
+        self.centres = mean_contexts(contexts, zoo.tasks)
         self.means, self.x, self.targets = {}, {}, {}
         for number, name in enumerate(zoo.tasks):
             train, weights = self.tasks[name].train.x, zoo.task(name).weights

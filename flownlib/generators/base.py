@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -73,12 +74,23 @@ class StandardContexts:
         return self.draws[tasks, torch.randint(self.draws.shape[1], tasks.shape, generator=generator)]
 
 
+def mean_contexts(contexts: Contexts, tasks: Sequence[str]) -> Contexts:
+    """The mean over each task's support sets: y [c] by task, by which an unseen context is recognised."""
+    return {task: contexts[task].mean(0) for task in tasks}
+
+
+def others(contexts: Contexts) -> Contexts:
+    """Each task with the contexts of the next one, the last with those of the first: the wrong ones, as a control."""
+    names = list(contexts)
+    return {name: contexts[following] for name, following in zip(names, [*names[1:], names[0]], strict=True)}
+
+
 def nearest_task(centres: Contexts, y: Tensor) -> str:
     """The training task whose mean context [c] is nearest to y [c]."""
     return min(centres, key=lambda name: float((centres[name] - y).norm()))
 
 
-class Retrieving:
+class Retrieving(ABC):
     """Shared by the nulls: remember the zoo in standardised weights and answer a context with its nearest task's networks."""
 
     name = "retrieving"
@@ -87,7 +99,7 @@ class Retrieving:
         """Store each task's standardised networks and mean context. Nothing is random here."""
         self.space = WeightSpace.fit(zoo)
         self.rows = {task: self.space.encode(zoo.task(task).weights) for task in zoo.tasks}
-        self.centres = {task: contexts[task].mean(0) for task in zoo.tasks}
+        self.centres = mean_contexts(contexts, zoo.tasks)
         return self
 
     def nearest(self, y: Tensor) -> Tensor:
@@ -98,9 +110,9 @@ class Retrieving:
         """n weight vectors [n, p]."""
         return self.space.decode(self.draw(n, self.nearest(y), generator))
 
+    @abstractmethod
     def draw(self, n: int, rows: Tensor, generator: torch.Generator) -> Tensor:
         """n standardised vectors from those of one task; each null is this one function."""
-        raise NotImplementedError("a null defines draw(n, rows, generator)")
 
 
 def pick(n: int, rows: Tensor, generator: torch.Generator) -> Tensor:

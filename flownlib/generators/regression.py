@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flownlib.encoders import Encoder
 from flownlib.flow import FlowTraining
-from flownlib.generators.base import Contexts, StandardContexts, nearest_task, pick, task_numbers
+from flownlib.generators.base import Contexts, StandardContexts, mean_contexts, nearest_task, pick, task_numbers
 from flownlib.optimisation import minimise
 from flownlib.zoo import Zoo
 
@@ -65,7 +65,7 @@ class KernelDensity:
     def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
         """Remember each task's latents and mean context. Nothing is random here."""
         self.rows = {task: self.encoder.encode(zoo.task(task).weights) for task in zoo.tasks}
-        self.centres = {task: contexts[task].mean(0) for task in zoo.tasks}
+        self.centres = mean_contexts(contexts, zoo.tasks)
         return self
 
     @torch.no_grad()
