@@ -55,7 +55,15 @@ def autoencoders(settings: Profile) -> dict[str, VAESettings]:
         "linear": replace(mlp, architecture="linear"),
         "vae": mlp,
         "vae_large": replace(mlp, latent_dim=2304),  # as many as the graph's; hidden layers as before
-        "vae_tokens": replace(mlp, architecture="tokens", width=settings.token_width, token_size=128, learning_rate=2e-3),
+        # small and slow to learn: more steps
+        "vae_tokens": replace(
+            mlp,
+            architecture="tokens",
+            width=settings.token_width,
+            token_size=128,
+            learning_rate=2e-3,
+            steps=7 * settings.vae_steps // 3,
+        ),
         # p-diff: no behaviour, no KL divergence, a little noise on weights and latents
         "vae_conv1d": replace(
             mlp,
@@ -67,16 +75,17 @@ def autoencoders(settings: Profile) -> dict[str, VAESettings]:
             input_noise=1e-3,
             latent_noise=0.1,
         ),
-        # asked to return the network it was given: networks made by jitter, weights before behaviour
+        # asked to return the network it was given: networks made by jitter, weights far before behaviour
         "vae_graph": replace(
             mlp,
             architecture="graph",
             width=settings.graph_width,
+            steps=3 * settings.vae_steps // 2,
             batch_size=12,
             learning_rate=3e-3,
             input_noise=0.0,
             jitter=0.3,
-            weight_loss=10.0,
+            weight_loss=100.0,
             kl_loss=1e-4,
         ),
     }
