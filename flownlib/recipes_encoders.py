@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 from flownlib import encoders, recipes, symmetry
 from flownlib.artifacts import Artifact, cached
-from flownlib.encoders import KINDS, PCA, DistilledLoRA, Encoder, LoRA, VAESettings, train_vae
+from flownlib.encoders import KINDS, PCA, DistilledLoRA, Encoder, LoRA, VAESettings, train_on_widths, train_vae
 from flownlib.profiles import Profile
 from flownlib.tasks import Task
 from flownlib.zoo import Zoo, collect
@@ -31,6 +31,8 @@ ZOOS = {
 COMPARED = ("pca", "lora", "vae", "vae_tokens", "vae_conv1d", "vae_graph")  # on every kind of zoo
 # linear maps and low-rank factors that are asked for behaviour; and a perceptron with as many latents as the graph encoder
 REFINED = {"shared": ("linear", "lora_distilled"), "independent": ("vae_large",)}
+# hidden units of perceptrons: one graph encoder is trained on the first two zoos together and tried on all three
+WIDTHS = {"mlp_16": 16, "mlp_24": 24, "mlp_20_unseen": 20}
 
 
 def split_zoo(settings: Profile, seed: int, kind: str) -> tuple[Zoo, Zoo]:
@@ -138,5 +140,34 @@ def fit(settings: Profile, seed: int, kind: str, name: str) -> Fit:
         return replace(made, meta=made.meta | {"seconds": seconds})
 
     own = OWN.get(name, (encoders.vae, encoders.networks))
-    stored = cached("encoder", key, build, code=(*symmetry.CODE, encoders.base, *own))
+    return stored_fit(cached("encoder", key, build, code=(*symmetry.CODE, encoders.base, *own)))
+
+
+def stored_fit(stored: Artifact) -> Fit:
+    """The fit that an artefact holds."""
     return Fit(KINDS[stored.meta["encoder"]].from_artifact(stored), stored.meta["seconds"])
+
+
+def width_zoos(settings: Profile, seed: int) -> dict[str, tuple[Zoo, Zoo]]:
+    """(training, held-out) perceptrons of every one of WIDTHS, as training left them."""
+    return {
+        name: collect(recipes.zoo_settings(settings, seed, classifier=f"mlp_1x28x28_{width}_10")).split(
+            settings.held_out_per_task
+        )
+        for name, width in WIDTHS.items()
+    }
+
+
+def fit_widths(settings: Profile, seed: int, zoos: dict[str, tuple[Zoo, Zoo]]) -> Fit:
+    """The graph encoder of the comparison, fitted to the first two zoos together, for the first; see `at_width`."""
+    seen = [train for train, _ in list(zoos.values())[:2]]
+    chosen = autoencoders(settings)["vae_graph"]
+    key = {"zoos": [train.digest() for train in seen], "settings": asdict(chosen), "seed": seed}
+
+    def build() -> Artifact:
+        start = time.process_time()
+        made = train_on_widths(seen, recipes.zoo_tasks(settings), chosen, seed)[0].as_artifact()
+        return replace(made, meta=made.meta | {"seconds": time.process_time() - start})
+
+    code = (*symmetry.CODE, encoders.base, *OWN["vae_graph"], encoders.widths)
+    return stored_fit(cached("encoder-widths", key, build, code=code))

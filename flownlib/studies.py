@@ -78,7 +78,7 @@ STUDIES = {
     ),
     "refined": Study(
         studies_encoders.run_refined,
-        "encoders that are asked for behaviour, and a larger VAE",
+        "encoders that are asked for behaviour, a larger VAE, and a graph encoder of several widths",
         10,
         (*ZOO_CODE, *studies_encoders.CODE),
     ),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flownlib import classifiers, operations, recipes, recipes_encoders
 from flownlib.encoders import Encoder, WeightSpace, reconstruct
+from flownlib.encoders.widths import at_width
 from flownlib.profiles import Profile
-from flownlib.recipes_encoders import COMPARED, REFINED, ZOOS, fit, split_zoo
+from flownlib.recipes_encoders import COMPARED, REFINED, ZOOS, Fit, fit, fit_widths, split_zoo, width_zoos
 from flownlib.scoring import score
 from flownlib.tasks import Task, glyphs
 from flownlib.training import loops, plan
@@ -31,10 +33,9 @@ def midpoints(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task]) -> Tensor:
     return torch.cat(found)
 
 
-def compare_on(kind: str, names: Iterable[str], seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed and kind of zoo by encoder: accuracy of held-out networks and of midpoints, R², size, seconds."""
-    torch.set_num_threads(1)  # as many seconds as on one core
-    tasks, (train, held_out), records = recipes.zoo_tasks(settings), split_zoo(settings, seed, kind), []
+def compare_on(kind: str, split: tuple[Zoo, Zoo], fits: Mapping[str, Fit], settings: Profile) -> list[dict]:
+    """Raw records of one (training, held-out) zoo by encoder: accuracy of held-out networks and of midpoints, R², size, seconds."""
+    tasks, (train, held_out), records = recipes.zoo_tasks(settings), split, []
 
     def add(quantity: str, method: str, values: list[float], networks: str = "held_out") -> None:
         setting = {"zoo": kind, "networks": networks}
@@ -42,8 +43,7 @@ def compare_on(kind: str, names: Iterable[str], seed: int, settings: Profile) ->
 
     add("test_accuracy_mean", "zoo_held_out", held_out.table["test_accuracy"].tolist())
     add("test_accuracy_mean", "weight_space", midpoints(WeightSpace.fit(train), held_out, tasks).tolist(), "midpoints")
-    for name in names:
-        made = fit(settings, seed, kind, name)
+    for name, made in fits.items():
         result = reconstruct(made.encoder, held_out, tasks, train.weights.mean(0))
         add("test_accuracy_mean", name, result.accuracy_after.tolist())
         add("accuracy_gain", name, (result.accuracy_after - result.accuracy_before).tolist())
@@ -55,11 +55,35 @@ def compare_on(kind: str, names: Iterable[str], seed: int, settings: Profile) ->
     return records
 
 
+def compare(kinds: Mapping[str, Iterable[str]], seed: int, settings: Profile) -> list[dict]:
+    """Raw records of one seed: on each kind of zoo these encoders, fitted to it."""
+    torch.set_num_threads(1)  # as many seconds as on one core
+    return [
+        record
+        for kind, names in kinds.items()
+        for record in compare_on(
+            kind, split_zoo(settings, seed, kind), {name: fit(settings, seed, kind, name) for name in names}, settings
+        )
+    ]
+
+
+def compare_widths(seed: int, settings: Profile) -> list[dict]:
+    """Raw records of one seed: one graph encoder on perceptrons of three widths, of which it was trained on two."""
+    torch.set_num_threads(1)
+    zoos = width_zoos(settings, seed)
+    made = fit_widths(settings, seed, zoos)
+    return [
+        record
+        for kind, split in zoos.items()
+        for record in compare_on(kind, split, {"vae_graph": replace(made, encoder=at_width(made.encoder, split[0]))}, settings)
+    ]
+
+
 def run_seed(seed: int, settings: Profile) -> list[dict]:
     """Raw records of one seed: every encoder of the comparison on every kind of zoo."""
-    return [record for kind in ZOOS for record in compare_on(kind, COMPARED, seed, settings)]
+    return compare(dict.fromkeys(ZOOS, COMPARED), seed, settings)
 
 
 def run_refined(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: the encoders that were made to answer what the comparison left open, where it did."""
-    return [record for kind, names in REFINED.items() for record in compare_on(kind, names, seed, settings)]
+    """Raw records of one seed: what was made to answer what the comparison left open, where it did; and graphs of several widths."""
+    return compare(REFINED, seed, settings) + compare_widths(seed, settings)

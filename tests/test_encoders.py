@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flownlib import encoders, latent_map, recipes_encoders
+from flownlib import encoders, latent_map, recipes_encoders, studies_encoders
 from flownlib.artifacts import ArtifactError, save_artifact
 from flownlib.classifiers import cnn_small, mlp
 from flownlib.encoders import PCA, DistilledLoRA, VAESettings, networks, reconstruct, train_vae
@@ -187,3 +187,11 @@ def test_the_walk_follows_its_sliders(fitted, canonical, tasks):
     before = panel.image.value
     panel.controls["row"].value = 2
     assert panel.image.value != before and bytes(panel.image.value).startswith(b"\x89PNG")
+
+
+def test_one_graph_encoder_serves_a_width_that_it_was_not_trained_on(smoke):
+    records = studies_encoders.compare_widths(0, smoke)
+    r2 = {record["setting"]["zoo"]: record["values"][0] for record in records if record["quantity"] == "r2"}
+    assert set(r2) == set(recipes_encoders.WIDTHS) and r2["mlp_20_unseen"] > 0.05
+    latents = {record["setting"]["zoo"]: record["values"][0] for record in records if record["quantity"] == "latent_dim"}
+    assert [latents[zoo] / latents["mlp_16"] for zoo in recipes_encoders.WIDTHS] == [1, 34 / 26, 30 / 26]  # units and outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flownlib.artifacts import ArtifactError, load_artifact, save_artifact
-from flownlib.encoders import base, distilled, graph, linear, lora, networks, vae
+from flownlib.encoders import base, distilled, graph, linear, lora, networks, vae, widths
 from flownlib.encoders.base import Encoder, Reconstruction, Standardiser, WeightSpace, check_layout, reconstruct
 from flownlib.encoders.distilled import DistilledLoRA
 from flownlib.encoders.linear import PCA
@@ -13,7 +13,7 @@ from flownlib.encoders.lora import LoRA, adapt
 from flownlib.encoders.vae import VAE, VAESettings, train_vae
 from flownlib.encoders.widths import train_on_widths
 
-CODE = (base, linear, networks, graph, vae, lora, distilled)  # what a cached result of this package depends on
+CODE = (base, linear, networks, graph, vae, widths, lora, distilled)  # what a cached result of this package depends on
 KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE, "lora": LoRA, "lora_distilled": DistilledLoRA}
 
 __all__ = [
