@@ -134,6 +134,25 @@ def cached(
     return artifact
 
 
+def cached_folder(
+    stage: str, settings: Mapping[str, Any], write: Callable[[Path], None], code: Iterable[ModuleType] = ()
+) -> Path:
+    """The folder of files at `address(stage, settings, code)`, all or nothing; `write` fills an empty one if it is absent."""
+    path = cache_root() / address(stage, settings, code)
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+        try:
+            write(partial)
+            os.replace(partial, path)
+        except OSError:
+            if not path.is_dir():  # otherwise another process has just written the same files: keep its own
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

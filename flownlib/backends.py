@@ -28,7 +28,7 @@ def choose(backend: str, model: Classifier, dtype: torch.dtype, device: str = "c
     wanted = (os.environ.get("FLOWN_BACKEND") or "auto") if backend == "auto" else backend
     if wanted not in BACKENDS:
         raise ValueError(f"there is no backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
-    if wanted == "torch" or (wanted == "auto" and networks < FEW):
+    if wanted == "torch" or (wanted == "auto" and (networks < FEW or not isinstance(model, Classifier))):
         return "torch"
     reason = why_not_lanes(model, dtype, device)
     if reason and wanted == "lanes":

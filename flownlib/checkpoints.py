@@ -112,6 +112,24 @@ def vector_of(state: Mapping[str, Tensor], model: Classifier | ModuleClassifier,
     return vector
 
 
+def check_rest(state: Mapping[str, Tensor], model: Classifier | ModuleClassifier, path: Path | str) -> None:
+    """Refuse a checkpoint that differs from the model in what is not among its weights: they would not fit together.
+
+    Raises:
+        CheckpointError: naming the first tensor that differs.
+    """
+    if not isinstance(model, ModuleClassifier):
+        return
+    for name, ours in model.template.state_dict().items():
+        if name in model.layout.names or not ours.is_floating_point() or name not in state:
+            continue
+        if state[name].shape != ours.shape or not torch.equal(ours.to(state[name].dtype), state[name]):
+            raise CheckpointError(
+                f"{path} has another {name!r} than the model, and it is not among the weights: build the model with what its "
+                'checkpoints share, or take all of their tensors, by patterns=("*",) and statistics=True.'
+            )
+
+
 def _sizes(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape)) or "a single number"
 
@@ -132,7 +150,9 @@ def import_checkpoints(
     folder, rows, vectors, runs = Path(folder), [], [], {}
     for path in find_checkpoints(folder):
         try:
-            vector = vector_of(read_state_dict(path), model, path)
+            state = read_state_dict(path)
+            vector = vector_of(state, model, path)
+            check_rest(state, model, path)
         except CheckpointError as error:
             if not skip:
                 raise

@@ -79,6 +79,12 @@ class Profile:
     plane_networks: int = 400  # trained for each task
     plane_flow_steps: int = 1500  # on the whole plane, a third of it on the folded one
     plane_repeats: int = 4  # seeds that are run live
+    # your own zoo (notebook 07)
+    own_runs: int = 96
+    own_held_out: int = 32  # of those
+    own_epochs: int = 5
+    own_pretraining: int = 3  # epochs of the whole network
+    own_images_test: int = 2000
     # low-rank adaptation (study lora)
     lora_base_steps: int = 1500
     lora_images: int = 2000  # training images for each alphabet
@@ -150,6 +156,11 @@ PROFILES: dict[str, Profile] = {
         plane_networks=60,
         plane_flow_steps=60,
         plane_repeats=3,
+        own_runs=12,
+        own_held_out=4,
+        own_epochs=3,
+        own_pretraining=1,
+        own_images_test=200,
         lora_base_steps=10,
         lora_images=100,
         lora_validation_images=20,
@@ -202,6 +213,11 @@ PROFILES: dict[str, Profile] = {
         fewshot_query_steps=10000,
         fewshot_caml_steps=10000,
         fewshot_episodes=2000,
+        own_runs=1000,
+        own_held_out=100,
+        own_epochs=20,
+        own_pretraining=20,
+        own_images_test=5000,
         lora_base_steps=10000,
         lora_images=10000,
         lora_validation_images=1000,

@@ -55,11 +55,14 @@ def zoo_settings(settings: Profile, seed: int, kind: str = "independent", **chan
 
 @dataclass(frozen=True)
 class CanonicalZoo:
-    """The main zoo after balancing and alignment; the aligner has seen the training networks only."""
+    """A zoo split by seed, after balancing and alignment; the aligner has seen the training networks only.
+
+    Without an aligner the weights are as they came.
+    """
 
     train: Zoo
     held_out: Zoo
-    aligner: Aligner
+    aligner: Aligner | None
 
 
 def canonical_zoo(settings: Profile, seed: int, progress: bool = True, kind: str = "independent") -> CanonicalZoo:

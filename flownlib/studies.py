@@ -31,6 +31,7 @@ from flownlib import (
     studies_generation,
     studies_lora,
     studies_ood,
+    studies_own,
     tuned,
 )
 from flownlib.artifacts import Artifact, cached
@@ -92,6 +93,7 @@ STUDIES = {
     ),
     "ood": Study(studies_ood.run_seed, "initialisations for held-out alphabets and real digits", 15, studies_ood.CODE),
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),
+    "own": Study(studies_own.run_seed, "generated checkpoints of a fine-tuned ResNet-18", 12, (*ZOO_CODE, *studies_own.CODE)),
     "lora": Study(studies_lora.run_seed, "rank against accuracy of low-rank adaptation", 15, studies_lora.CODE),
 }
 
