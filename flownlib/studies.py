@@ -32,6 +32,7 @@ from flownlib import (
     studies_lora,
     studies_ood,
     studies_own,
+    studies_resnet,
     tuned,
 )
 from flownlib.artifacts import Artifact, cached
@@ -95,6 +96,7 @@ STUDIES = {
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),
     "own": Study(studies_own.run_seed, "generated checkpoints of a fine-tuned ResNet-18", 12, (*ZOO_CODE, *studies_own.CODE)),
     "lora": Study(studies_lora.run_seed, "rank against accuracy of low-rank adaptation", 15, studies_lora.CODE),
+    "resnet": Study(studies_resnet.run_seed, "low-rank adaptation of a ResNet-18's last stage", 15, studies_resnet.CODE),
 }
 
 

@@ -7,6 +7,7 @@ chooses among the same learning rates by validation images.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,9 @@ import flownlib.encoders.lora as encoders_lora
 from flownlib import bodies, classifiers, layout, operations
 from flownlib.artifacts import Artifact, cached
 from flownlib.bodies import pretrain_body
-from flownlib.classifiers import cnn_medium
+from flownlib.classifiers import Classifier, cnn_medium
 from flownlib.encoders.lora import LoRA, adapt
+from flownlib.modules import ModuleClassifier
 from flownlib.profiles import Profile
 from flownlib.scoring import score
 from flownlib.tasks import ALPHABETS, Split, SplitSizes, Task, glyphs, load_task
@@ -65,8 +67,9 @@ def base_weights(settings: Profile, seed: int, tasks: list[Task]) -> Tensor:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all methods share: the base [p], the tasks, and which images each of them sees at each step."""
+    """What all methods share: the base [p] of a model, the tasks, and which images each of them sees at each step."""
 
+    model: Classifier | ModuleClassifier
     base: Tensor
     tasks: list[Task]
     data: Split
@@ -74,12 +77,14 @@ class Comparison:
     seed: int
 
     @classmethod
-    def of(cls, base: Tensor, tasks: list[Task], training: Training, seed: int) -> Comparison:
+    def of(
+        cls, model: Classifier | ModuleClassifier, base: Tensor, tasks: list[Task], training: Training, seed: int
+    ) -> Comparison:
         """The training images of all tasks in one list, from whose i-th part task i takes its minibatches."""
         count = len(tasks[0].train)
         data = Split(torch.cat([task.train.x for task in tasks]), torch.cat([task.train.y for task in tasks]))
         orders = minibatch_orders([1000 * seed + i for i in range(len(tasks))], count, training)
-        return cls(base, tasks, data, orders + count * torch.arange(len(tasks))[:, None, None], seed)
+        return cls(model, base, tasks, data, orders + count * torch.arange(len(tasks))[:, None, None], seed)
 
     def adapted(self, space: LoRA | None, learning_rate: float) -> Tensor:
         """Networks [tasks, p] adapted in a space, or in all their weights if there is none.
@@ -90,22 +95,22 @@ class Comparison:
         found = space.start(m, seeded(self.seed, 3)) if space else self.base.expand(m, -1)
         for orders, rate in ((self.orders[:, :turn], learning_rate), (self.orders[:, turn:], learning_rate / 10)):
             arguments = (found, self.data, orders, rate)
-            found = (adapt(MODEL, space, *arguments) if space else train_many(MODEL, *arguments))[-1]
+            found = (adapt(self.model, space, *arguments) if space else train_many(self.model, *arguments))[-1]
         return space.decode(found) if space else found
 
     def accuracy(self, weights: Tensor, split: str = "test") -> Tensor:
         """Accuracy [tasks] of each network [tasks, p] on its own task's split."""
         parts = [getattr(task, split) for task in self.tasks]
-        return torch.cat([score(MODEL, w[None], part.x, part.y).accuracy for w, part in zip(weights, parts, strict=True)])
+        return torch.cat([score(self.model, w[None], part.x, part.y).accuracy for w, part in zip(weights, parts, strict=True)])
 
 
-def choose_learning_rate(comparison: Comparison, space: LoRA | None) -> float:
+def choose_learning_rate(comparison: Comparison, space: LoRA | None, rates: Sequence[float]) -> float:
     """The rate with the best mean validation accuracy on some of the tasks."""
 
     def accuracy(rate: float) -> float:
         return comparison.accuracy(comparison.adapted(space, rate), "validation").mean().item()
 
-    return max(LEARNING_RATES, key=accuracy)
+    return max(rates, key=accuracy)
 
 
 def spaces(base: Tensor) -> dict[int, LoRA]:
@@ -115,25 +120,28 @@ def spaces(base: Tensor) -> dict[int, LoRA]:
 
 
 def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """One training seed: the base is trained anew; raw accuracies and paired gains on full fine-tuning, one value a task.
-
-    The learning rate of rank 1 serves all ranks.
-    """
+    """One training seed: the base is trained anew; raw accuracies and paired gains on full fine-tuning, one value a task."""
     tasks, training = alphabets(settings), Training(settings.lora_epochs, settings.batch_size)
     base = base_weights(settings, seed, tasks)
-    tuning, comparison = (Comparison.of(base, part, training, seed) for part in (tasks[:TUNED_ON], tasks))
-    by_rank = spaces(base)
+    tuning, comparison = (Comparison.of(MODEL, base, part, training, seed) for part in (tasks[:TUNED_ON], tasks))
+    return compare(tuning, comparison, spaces(base), LEARNING_RATES, {})
+
+
+def compare(
+    tuning: Comparison, comparison: Comparison, by_rank: dict[int, LoRA], candidates: Sequence[float], setting: dict
+) -> list[dict]:
+    """Raw records by rank beside full fine-tuning; learning rates are chosen on `tuning`, and rank 1's serves all ranks."""
     tuned = {FULL: None, "head_only": by_rank[0], "lora": by_rank[RANKS[0]]}
-    rates = {method: choose_learning_rate(tuning, space) for method, space in tuned.items()}
-    log.info("seed %d: learning rates %s", seed, rates)
-    full, size = comparison.accuracy(comparison.adapted(None, rates[FULL])), MODEL.layout.size
-    records = [_record("test_accuracy_mean", FULL, {"latent_dim": size, "adapted": size}, full)]
+    rates = {method: choose_learning_rate(tuning, space, candidates) for method, space in tuned.items()}
+    log.info("seed %d: learning rates %s", comparison.seed, rates)
+    full, size = comparison.accuracy(comparison.adapted(None, rates[FULL])), len(comparison.base)
+    records = [_record("test_accuracy_mean", FULL, {**setting, "latent_dim": size, "adapted": size}, full)]
     for rank, space in by_rank.items():
         method = "lora" if rank else "head_only"
         accuracy = comparison.accuracy(comparison.adapted(space, rates[method]))
-        setting = {"rank": rank, "latent_dim": space.latent_dim, "adapted": space.adapted_size}
-        records.append(_record("test_accuracy_mean", method, setting, accuracy))
-        records.append(_record("accuracy_gain", method, {**setting, "over": FULL}, accuracy - full))
+        sizes = {**setting, "rank": rank, "latent_dim": space.latent_dim, "adapted": space.adapted_size}
+        records.append(_record("test_accuracy_mean", method, sizes, accuracy))
+        records.append(_record("accuracy_gain", method, {**sizes, "over": FULL}, accuracy - full))
     return records
 
 

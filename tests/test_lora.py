@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
 
-from flownlib import figures_encoders, studies_lora
+from flownlib import figures_encoders, studies_lora, studies_resnet
 from flownlib.artifacts import load_artifact, save_artifact
 from flownlib.classifiers import cnn_medium, mlp
 from flownlib.encoders import LoRA, adapt
 from flownlib.encoders.lora import LatentClassifier
 from flownlib.modules import ModuleClassifier, torchvision_classifier
+from flownlib.recipes_own import colour_task
 from flownlib.scoring import score
 from flownlib.tasks import Split
-from flownlib.training import Training, minibatch_orders
+from flownlib.training import Training, minibatch_orders, seeded
 
 WHOLE = ("*.bias", "fc2.*")
 CNN = cnn_medium(1)
@@ -267,3 +270,14 @@ def test_the_study_pairs_each_rank_with_full_fine_tuning_and_is_drawn(smoke):
     (ax,) = figures_encoders.rank_curve(drawn).axes
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1\n877", "2\n1,461", "4\n2,629"]
     plt.close("all")
+
+
+def test_the_last_stage_of_a_resnet_is_adapted_by_layer_name(smoke):
+    model = studies_resnet.stage(smoke, 0)
+    base, task = studies_resnet.without_head(model, 0), model.task(colour_task("greek", smoke))
+    space = LoRA.of(model.layout, base, 1, studies_resnet.MATRICES, studies_resnet.WHOLE)
+    assert model.layout.size == space.adapted_size > 100 * space.latent_dim
+    orders = minibatch_orders([0], len(task.train), Training(3, 20))
+    latents = adapt(model, space, space.start(1, seeded(0)), task.train, orders, 1e-2)[-1]
+    loss = [score(model, weights, task.train.x, task.train.y).loss for weights in (base[None], space.decode(latents))]
+    assert float(loss[0]) == pytest.approx(math.log(10), rel=1e-5) and loss[1] < loss[0] - 0.1
