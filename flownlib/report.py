@@ -151,7 +151,8 @@ TABLES = [
     ),
     Table("Held-out networks, encoded and decoded", "study_encoders", "02_vae_training", _encoders(), rows=("zoo", "method")),
     Table(
-        "Linear and low-rank encoders asked for behaviour, and a VAE with as many latents as the graph encoder",
+        "Linear and low-rank encoders asked for behaviour, a VAE with as many latents as the graph encoder, and one graph encoder "
+        "for perceptrons of several widths",
         "study_refined",
         "study_refined",
         _encoders(),
@@ -161,6 +162,16 @@ TABLES = [
         "Twelve alphabets as low-rank changes of one base network",
         "study_lora",
         "study_lora",  # no notebook writes such a file
+        {
+            "mean accuracy": {"quantity": "test_accuracy_mean"},
+            "gain over full fine-tuning": {"quantity": "accuracy_gain"},
+        },
+        rows=("method", "rank", "latent_dim"),
+    ),
+    Table(
+        "The last stage of a ResNet-18, adapted to three alphabets",
+        "study_resnet",
+        "study_resnet",
         {
             "mean accuracy": {"quantity": "test_accuracy_mean"},
             "gain over full fine-tuning": {"quantity": "accuracy_gain"},
