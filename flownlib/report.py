@@ -100,6 +100,12 @@ def _generation() -> dict[str, dict[str, Any]]:
     return {heading: {"quantity": quantity} for heading, quantity in names.items()}
 
 
+def _own() -> dict[str, dict[str, Any]]:
+    columns = _generation()
+    gain = {"gain": {"quantity": "accuracy_gain", "networks": 64}}
+    return gain | {heading: columns[heading] for heading in list(columns)[:1] + list(columns)[2:8]}
+
+
 def _encoders() -> dict[str, dict[str, Any]]:
     return {
         "mean accuracy": {"quantity": "test_accuracy_mean", "networks": "held_out"},
@@ -225,6 +231,13 @@ TABLES = [
         "05_few_shot_evaluation",
         _episodes(1, "accuracy_gain"),
         rows=("over",),
+    ),
+    Table(
+        "Generated tensors of a fine-tuned ResNet-18: two norms on a task it knew, two norms and the head on a new one",
+        "study_own",
+        "07_your_own_zoo",
+        _own(),
+        rows=("zoo", "method"),
     ),
 ]
 

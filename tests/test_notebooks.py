@@ -35,7 +35,7 @@ def prose(notebook: nbformat.NotebookNode) -> str:
 
 
 def test_the_notebooks_of_the_readme_are_all_there() -> None:
-    assert [path.stem.split("_")[0] for path in PATHS] == ["00", "01", "02", "03", "04", "05", "06"]
+    assert [path.stem.split("_")[0] for path in PATHS] == ["00", "01", "02", "03", "04", "05", "06", "07"]
 
 
 def test_it_was_run_from_top_to_bottom_without_an_error(code) -> None:

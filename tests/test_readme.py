@@ -33,7 +33,7 @@ def test_the_tables_of_a_live_run_can_be_shown(tmp_path) -> None:
 
 
 def test_every_study_was_run_with_three_seeds_and_is_shown() -> None:
-    for name in ("zoo", "encoders", "lora", "generation", "ood", "fewshot"):
+    for name in ("zoo", "encoders", "lora", "generation", "ood", "fewshot", "own"):
         found = results.read(f"study_{name}")
         assert found["profile"] == "tutorial" and f"study {name}`" in README
         assert all(len(record["seeds"]) >= 3 and record["n"] >= 3 for record in found["records"])
@@ -59,6 +59,8 @@ def test_its_make_commands_exist_and_ci_runs_them() -> None:
         ("03_flow_matching", "generation", "test_accuracy_mean", "latent_flow", 0.02),
         ("03_flow_matching", "generation", "spread", "latent_flow", 0.05),
         ("05_few_shot_evaluation", "fewshot", "test_accuracy", "plda", 0.03),
+        ("07_your_own_zoo", "own", "test_accuracy_mean", "gaussian", 0.02),
+        ("07_your_own_zoo", "own", "nearest_training_distance", "flow_all", 0.05),
     ],
 )
 def test_a_live_run_agrees_with_the_study(notebook, study, quantity, method, margin) -> None:
