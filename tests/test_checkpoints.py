@@ -206,7 +206,7 @@ def test_order_stands_in_for_names_only_where_every_shape_agrees():
 
 def test_a_zoo_of_a_module_is_loaded_with_its_model(tmp_path):
     model = ModuleClassifier("normed", (1, 28, 28), normed, ("1.*",))
-    torch.save(normed().state_dict(), tmp_path / "0.pt")
+    torch.save(model.module().state_dict(), tmp_path / "0.pt")
     zoo = import_checkpoints(tmp_path, model)
     zoo.save(tmp_path / "zoo")
     assert torch.equal(Zoo.load(tmp_path / "zoo", model).weights, zoo.weights)
