@@ -76,12 +76,12 @@ GENERATION_CODE = (*TUNING_CODE, tuned)
 STUDIES = {
     "zoo": Study(zoo_accuracy, "accuracy of trained networks on every task", 3, ZOO_CODE),
     "encoders": Study(
-        studies_encoders.run_seed, "held-out networks through every encoder", 45, (*ZOO_CODE, *studies_encoders.CODE)
+        studies_encoders.run_seed, "held-out networks through every encoder", 75, (*ZOO_CODE, *studies_encoders.CODE)
     ),
     "refined": Study(
         studies_encoders.run_refined,
         "encoders that are asked for behaviour, a larger VAE, and a graph encoder of several widths",
-        10,
+        12,
         (*ZOO_CODE, *studies_encoders.CODE),
     ),
     "tuning": Study(
@@ -96,7 +96,7 @@ STUDIES = {
     "fewshot": Study(studies_fewshot.run_seed, "5-way heads beside their rivals", 10, studies_fewshot.CODE),
     "own": Study(studies_own.run_seed, "generated checkpoints of a fine-tuned ResNet-18", 12, (*ZOO_CODE, *studies_own.CODE)),
     "lora": Study(studies_lora.run_seed, "rank against accuracy of low-rank adaptation", 15, studies_lora.CODE),
-    "resnet": Study(studies_resnet.run_seed, "low-rank adaptation of a ResNet-18's last stage", 15, studies_resnet.CODE),
+    "resnet": Study(studies_resnet.run_seed, "low-rank adaptation of a ResNet-18's last stage", 30, studies_resnet.CODE),
 }
 
 
