@@ -77,24 +77,32 @@ def address(stage: str, settings: Mapping[str, Any], code: Iterable[ModuleType] 
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
-def save_artifact(path: Path | str, artifact: Artifact) -> None:
-    """Write an artefact folder so that a reader sees all of it or none, whatever interrupts the write."""
-    path = Path(path)
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder that replaces `path`; a reader sees all of it or none, whatever interrupts the write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in artifact.tensors.items()}, partial / TENSORS)
-        meta = {"sha256": _sha256(partial / TENSORS), "meta": artifact.meta}
-        (partial / META).write_text(json.dumps(meta, indent=1))
+        write(partial)
         if path.exists():
             shutil.rmtree(path)
         try:
             os.replace(partial, path)
         except OSError:
-            if not path.exists():  # otherwise another process has just written the same artefact: keep its copy
+            if not path.exists():  # otherwise another process has just written the same files: keep its copy
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_artifact(path: Path | str, artifact: Artifact) -> None:
+    """Write an artefact folder, all or nothing."""
+
+    def write(folder: Path) -> None:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in artifact.tensors.items()}, folder / TENSORS)
+        meta = {"sha256": _sha256(folder / TENSORS), "meta": artifact.meta}
+        (folder / META).write_text(json.dumps(meta, indent=1))
+
+    write_folder(Path(path), write)
 
 
 def load_artifact(path: Path | str) -> Artifact:
@@ -140,16 +148,7 @@ def cached_folder(
     """The folder of files at `address(stage, settings, code)`, all or nothing; `write` fills an empty one if it is absent."""
     path = cache_root() / address(stage, settings, code)
     if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
-        try:
-            write(partial)
-            os.replace(partial, path)
-        except OSError:
-            if not path.is_dir():  # otherwise another process has just written the same files: keep its own
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        write_folder(path, write)
     return path
 
 

@@ -117,6 +117,10 @@ def _encoders() -> dict[str, dict[str, Any]]:
     }
 
 
+def _low_rank() -> dict[str, dict[str, Any]]:
+    return {"mean accuracy": {"quantity": "test_accuracy_mean"}, "gain over full fine-tuning": {"quantity": "accuracy_gain"}}
+
+
 def _choices() -> dict[str, dict[str, Any]]:
     accuracies = {f"accuracy, {n} step{'s' * (n > 1)}": {"quantity": "test_accuracy_mean", "steps": n} for n in (1, 4, 16)}
     return accuracies | {
@@ -168,20 +172,14 @@ TABLES = [
         "Twelve alphabets as low-rank changes of one base network",
         "study_lora",
         "study_lora",  # no notebook writes such a file
-        {
-            "mean accuracy": {"quantity": "test_accuracy_mean"},
-            "gain over full fine-tuning": {"quantity": "accuracy_gain"},
-        },
+        _low_rank(),
         rows=("method", "rank", "latent_dim"),
     ),
     Table(
         "The last stage of a ResNet-18, adapted to three alphabets",
         "study_resnet",
         "study_resnet",
-        {
-            "mean accuracy": {"quantity": "test_accuracy_mean"},
-            "gain over full fine-tuning": {"quantity": "accuracy_gain"},
-        },
+        _low_rank(),
         rows=("method", "rank", "latent_dim"),
     ),
     Table(
