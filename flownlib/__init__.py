@@ -1,1 +1,1 @@
-"""FLoWN: flow matching on neural-network weights, as a library small enough to read."""
+"""Flow matching on neural-network weights, small enough to read."""

@@ -26,10 +26,10 @@ from torch import Tensor
 from flownlib.encoders import WeightSpace
 from flownlib.evaluation import Judgement, Reference, error_overlap, judge
 from flownlib.generators import Contexts, Generator
+from flownlib.optimisation import seeded
+from flownlib.scoring import Task
 from flownlib.statistics import Interval, mean_interval
 from flownlib.symmetry import Aligner
-from flownlib.tasks import Task
-from flownlib.training import seeded
 from flownlib.zoo import Zoo
 
 COPY, NEAR, NARROW, SAME_ERRORS, LEVEL = 0.05, 0.6, 0.8, 0.95, 0.05

@@ -49,3 +49,11 @@ def minimise(
         schedule.step()
         losses.append(value.item())
     return losses
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator whose stream depends on every one of the numbers."""
+    state = 0
+    for number in numbers:
+        state = (state * 1_000_003 + number + 12_345) % (2**63 - 1)
+    return torch.Generator().manual_seed(state)

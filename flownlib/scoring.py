@@ -1,4 +1,4 @@
-"""What many networks do on a set of images: logits, accuracy, loss, errors."""
+"""A task: labelled images in three splits, standardised by its training split."""
 
 from __future__ import annotations
 
@@ -8,8 +8,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib import backends, lanes
-from flownlib.classifiers import Classifier
+from flownlib import networks
+from flownlib.networks import Classifier
+from flownlib.speed import backends, lanes
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images x float32 [n, c, h, w] and labels y int64 [n]."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on another device."""
+        return Split(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named classification problem. No image appears in two splits."""
+
+    name: str
+    num_classes: int
+    train: Split
+    validation: Split
+    test: Split
+
+    def support(self, per_class: int, generator: torch.Generator) -> Split:
+        """A random support set drawn from the training split, `per_class` images a class, sorted by class.
+
+        Raises:
+            ValueError: if a class has fewer images.
+        """
+        chosen = []
+        for label in range(self.num_classes):
+            places = (self.train.y == label).nonzero()[:, 0]
+            if len(places) < per_class:
+                raise ValueError(f"class {label} of task {self.name!r} has {len(places)} training images, not {per_class}")
+            chosen.append(places[torch.randperm(len(places), generator=generator)[:per_class]])
+        index = torch.cat(chosen)
+        return Split(self.train.x[index], self.train.y[index])
+
+    def to(self, device: torch.device | str) -> Task:
+        """The same task on another device."""
+        return Task(self.name, self.num_classes, *(split.to(device) for split in (self.train, self.validation, self.test)))
 
 
 @torch.no_grad()
@@ -18,7 +64,7 @@ def logits_of(model: Classifier, weights: Tensor, x: Tensor, chunk: int = 50, ba
     if backends.choose(backend, model, weights.dtype, weights.device.type, len(weights)) == "lanes":
         return lanes.kernel(model, weights.dtype).logits(weights, x.to(weights.dtype))
     # in parts whose activations fit the processor's cache
-    groups = weights.split(backends.group_size(model, chunk, weights))
+    groups = weights.split(networks.group_size(model, chunk, weights))
     return torch.cat([torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in groups])
 
 

@@ -9,7 +9,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
-from flownlib import profiles, recipes
+from flownlib.chapters import shared as recipes
+from flownlib.harness import settings as profiles
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from flownlib import figures_ood, studies_ood
-from flownlib.adaptation import (
+from flownlib.chapters import c04_study as studies_ood
+from flownlib.chapters.c04_initialisations import Curve
+from flownlib.extensions.adaptation import (
     EPOCHS,
     centroid_networks,
     fine_tune,
@@ -17,16 +18,19 @@ from flownlib.adaptation import (
     retrieve_matched,
     support_features,
 )
-from flownlib.bodies import pretrain_body, prototypical_body, train_task_zoo
-from flownlib.classifiers import cnn_embed
-from flownlib.episodes import Episodes, alphabet_episodes, draw_episodes, episodes_of
-from flownlib.generators.gauge import class_means
-from flownlib.generators.network_tokens import network_flow
-from flownlib.recipes_ood import Curve
-from flownlib.reward import reward_fine_tune, split_support
+from flownlib.extensions.bodies import pretrain_body, prototypical_body, train_task_zoo
+from flownlib.extensions.episodes import Episodes, alphabet_episodes, draw_episodes, episodes_of
+from flownlib.extensions.head_gauge import class_means
+from flownlib.extensions.network_tokens import network_flow
+from flownlib.extensions.reward import reward_fine_tune, split_support
+from flownlib.networks import cnn_embed
+from flownlib.plots import ood as figures_ood
+from flownlib.scoring import Split
+from flownlib.speed.loops import train_one
+from flownlib.speed.plan import Training, minibatch_orders
 from flownlib.statistics import mean_interval
-from flownlib.tasks import Split, SplitSizes, load_task
-from flownlib.training import Training, minibatch_orders, train_one
+from flownlib.tasks import load_task
+from flownlib.tasks.base import SplitSizes
 
 MODEL = cnn_embed()
 

@@ -6,17 +6,18 @@ import pytest
 import torch
 from scipy import stats
 
-from flownlib import figures_audit, recipes
 from flownlib.audit import VERDICTS, Likelihoods, audit, table_of
+from flownlib.baselines import Gaussian, Noise, Retrieval, Soup
+from flownlib.chapters import shared as recipes
 from flownlib.encoders import WeightSpace
-from flownlib.evaluation import MEASURES, Reference, judge
-from flownlib.figures_audit import frontier_of
-from flownlib.generators import Gaussian, Noise, Retrieval, Soup
-from flownlib.neighbours import Neighbourhood
+from flownlib.evaluation import MEASURES, Neighbourhood, Reference, judge
+from flownlib.extensions.traced_symmetry import symmetries
+from flownlib.plots import audit as figures_audit
+from flownlib.plots.audit import frontier_of
+from flownlib.speed.collect import collect
+from flownlib.speed.plan import Training
 from flownlib.statistics import energy_test
-from flownlib.symmetry import Aligner, permute, rescale, symmetries
-from flownlib.training import Training
-from flownlib.zoo import collect
+from flownlib.symmetry import Aligner, permute, rescale
 
 
 @pytest.fixture(scope="module")

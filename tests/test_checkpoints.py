@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flownlib.checkpoints import (
+from flownlib.extensions.checkpoints import (
     CheckpointError,
     export_checkpoints,
     import_checkpoints,
@@ -16,8 +16,8 @@ from flownlib.checkpoints import (
     state_dict_of,
     vector_of,
 )
-from flownlib.classifiers import cnn_medium, cnn_small, mlp
-from flownlib.modules import ModuleClassifier
+from flownlib.extensions.modules import ModuleClassifier
+from flownlib.networks import cnn_medium, cnn_small, mlp
 from flownlib.zoo import Zoo
 
 

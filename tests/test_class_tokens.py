@@ -6,16 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flownlib.classifiers import cnn_embed
-from flownlib.generators.class_tokens import (
+from flownlib.extensions.class_tokens import (
     ClassTokenVelocity,
     head_logits,
     query_loss,
     sample_tokens,
     token_flow_matching_loss,
 )
-from flownlib.generators.gauge import CentroidPrior, HeadGauge, centroid_head, class_means
-from flownlib.generators.network_tokens import (
+from flownlib.extensions.head_gauge import CentroidPrior, HeadGauge, centroid_head, class_means
+from flownlib.extensions.network_tokens import (
     BodyBasis,
     PixelBasis,
     fit_flow_matching,
@@ -24,6 +23,7 @@ from flownlib.generators.network_tokens import (
     network_flow,
     split_head,
 )
+from flownlib.networks import cnn_embed
 
 CLASSES, FEATURES, CONTEXT = 10, 6, 5
 

@@ -54,7 +54,7 @@ def test_torchvision_features_look_through_a_headless_model_and_say_when_its_wei
 
     import torchvision
 
-    from flownlib.backbone import penultimate, torchvision_features
+    from flownlib.extensions.backbone import penultimate, torchvision_features
 
     get_model = torchvision.models.get_model
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: get_model(name, weights=None))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
-from flownlib import profiles
-from flownlib.artifacts import Artifact, ArtifactError, address, cached, load_artifact, save_artifact
-from flownlib.classifiers import CLASSIFIERS, classifier, cnn_medium, cnn_small, mlp
-from flownlib.layout import Layout
+from flownlib.harness import settings as profiles
+from flownlib.harness.cache import address, cached, load_artifact, save_artifact
+from flownlib.networks import CLASSIFIERS, classifier, cnn_medium, cnn_small, mlp
 from flownlib.scoring import score
 from flownlib.statistics import clustered_interval, mean_interval, paired_difference, proportion_interval
+from flownlib.weights import Artifact, ArtifactError, Layout
 
 MODELS = [make() for make in CLASSIFIERS.values()] + [mlp()]
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flownlib import recipes
+from flownlib.baselines import Gaussian
+from flownlib.chapters import shared as recipes
 from flownlib.encoders import WeightSpace
-from flownlib.generators import Gaussian
-from flownlib.generators.correction import Corrected, CorrectorTraining, correction_loss
+from flownlib.extensions.correction import Corrected, CorrectorTraining, correction_loss
 from flownlib.scoring import score
 
 

@@ -5,22 +5,28 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flownlib import encoders, latent_map, recipes_encoders, studies_encoders
-from flownlib.artifacts import ArtifactError, save_artifact
-from flownlib.classifiers import cnn_small, mlp
-from flownlib.encoders import PCA, DistilledLoRA, VAESettings, networks, reconstruct, train_vae
-from flownlib.encoders.vae import ARCHITECTURES, behaviour_distance
+from flownlib import encoders, vae, weights
+from flownlib.chapters import c02_encoders, shared
+from flownlib.chapters import c02_study as studies_encoders
+from flownlib.encoders import PCA, reconstruct
+from flownlib.extensions import weight_tokens
+from flownlib.extensions.distilled_lora import DistilledLoRA
+from flownlib.harness.cache import save_artifact
+from flownlib.networks import cnn_small, mlp
+from flownlib.plots import latent_map
 from flownlib.scoring import score
+from flownlib.vae import ARCHITECTURES, VAESettings, behaviour_distance, train_vae
+from flownlib.weights import ArtifactError
 
 
 @pytest.fixture(scope="module")
 def fitted(canonical, tasks, smoke):
     """Each encoder of the comparison, fitted to the smoke zoo."""
-    return {name: fit(canonical.train, tasks) for name, fit in recipes_encoders.fitters(smoke, 0).items()}
+    return {name: fit(canonical.train, tasks) for name, fit in c02_encoders.fitters(smoke, 0).items()}
 
 
 def test_all_architectures_are_compared(smoke):
-    assert {chosen.architecture for chosen in recipes_encoders.autoencoders(smoke).values()} == set(ARCHITECTURES)
+    assert {chosen.architecture for chosen in shared.autoencoders(smoke).values()} == set(ARCHITECTURES)
 
 
 def test_a_stored_encoder_decodes_to_the_same_bits(fitted, canonical, tmp_path):
@@ -56,13 +62,13 @@ def test_what_is_no_encoder_is_refused(canonical, tmp_path):
     with pytest.raises(ArtifactError, match="is not an encoder"):
         encoders.load(tmp_path / "zoo")
     with pytest.raises(ValueError, match="there is no architecture 'rnn'; choose one of linear, mlp"):
-        encoders.VAE(canonical.train.model, VAESettings(architecture="rnn"))
+        vae.VAE(canonical.train.model, VAESettings(architecture="rnn"))
 
 
 @pytest.mark.parametrize("size", [0, 7, 64])
 def test_every_weight_is_in_one_token(size):
     layout = cnn_small().layout
-    places = networks.token_places(layout, size)
+    places = weights.token_places(layout, size)
     assert torch.equal(places[places < layout.size].sort().values, torch.arange(layout.size))
     assert places.max() <= layout.size
     if size == 0:  # the first token is the first filter and its bias
@@ -75,7 +81,7 @@ def test_every_weight_is_in_one_token(size):
 def test_a_token_decoder_puts_weights_where_the_encoder_found_them(size):
     """With the transformer's output replaced by the tokens themselves, decoding is the exact inverse of cutting up."""
     layout = cnn_small().layout
-    encoder, decoder = networks.tokens(layout, 16, 8, size)
+    encoder, decoder = weight_tokens.tokens(layout, 16, 8, size)
     weights = torch.randn(3, layout.size)
     tokens = torch.nn.functional.pad(weights, (0, 1))[:, encoder.places]
     assert torch.equal(tokens.flatten(1)[:, decoder.slots], weights)
@@ -83,7 +89,7 @@ def test_a_token_decoder_puts_weights_where_the_encoder_found_them(size):
 
 def test_latent_tokens_share_the_latents_evenly():
     with pytest.raises(ValueError, match="8 latent tokens cannot share 12 numbers"):
-        networks.tokens(cnn_small().layout, 12, 8, 64)
+        weight_tokens.tokens(cnn_small().layout, 12, 8, 64)
 
 
 def test_the_linear_autoencoder_starts_as_principal_components(canonical, tasks):
@@ -192,6 +198,6 @@ def test_the_walk_follows_its_sliders(fitted, canonical, tasks):
 def test_one_graph_encoder_serves_a_width_that_it_was_not_trained_on(smoke):
     records = studies_encoders.compare_widths(0, smoke)
     r2 = {record["setting"]["zoo"]: record["values"][0] for record in records if record["quantity"] == "r2"}
-    assert set(r2) == set(recipes_encoders.WIDTHS) and r2["mlp_20_unseen"] > 0.05
+    assert set(r2) == set(c02_encoders.WIDTHS) and r2["mlp_20_unseen"] > 0.05
     latents = {record["setting"]["zoo"]: record["values"][0] for record in records if record["quantity"] == "latent_dim"}
-    assert [latents[zoo] / latents["mlp_16"] for zoo in recipes_encoders.WIDTHS] == [1, 34 / 26, 30 / 26]  # units and outputs
+    assert [latents[zoo] / latents["mlp_16"] for zoo in c02_encoders.WIDTHS] == [1, 34 / 26, 30 / 26]  # units and outputs

@@ -4,11 +4,11 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from flownlib import recipes
+from flownlib.chapters import shared as recipes
 from flownlib.encoders import PCA
-from flownlib.explorer import Recorder, draw, trajectory_explorer
 from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator
+from flownlib.plots.explorer import Recorder, draw, trajectory_explorer
 from flownlib.scoring import score
 
 

@@ -5,15 +5,17 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from flownlib import fewshot, figures_fewshot, profiles
-from flownlib import recipes_fewshot as recipes
-from flownlib.backbone import train_backbone
+from flownlib.chapters import c05_few_shot as recipes
+from flownlib.chapters.c05_few_shot import raw_records
 from flownlib.context import random_labels
-from flownlib.episodes import draw_episodes
-from flownlib.fewshot import CAML, PLDA, accuracy, centroid, fewer, logistic_regression, train_caml
-from flownlib.generators.gauge import HeadGauge
-from flownlib.generators.heads import HeadFlow, fit_flow_matching, fit_queries
-from flownlib.studies_fewshot import raw_records
+from flownlib.extensions import adaptation, episodes
+from flownlib.extensions.backbone import train_backbone
+from flownlib.extensions.episodes import draw_episodes
+from flownlib.extensions.fewshot import CAML, PLDA, accuracy, centroid, fewer, logistic_regression, train_caml
+from flownlib.extensions.head_gauge import HeadGauge
+from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_queries
+from flownlib.harness import settings as profiles
+from flownlib.plots import fewshot as figures_fewshot
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -47,7 +49,7 @@ def test_plda_is_the_predictive_density_of_its_model(pool, episodes):
         density = multivariate_normal(mean.numpy(), (posterior + within).numpy())
         expected.append(torch.from_numpy(density.logpdf(query.numpy())))
     expected = torch.stack(expected, dim=1)
-    double = fewshot.Episodes(
+    double = episodes.Episodes(
         support[None] + plda.mean, one.support_y, query[None] + plda.mean, one.query_y, one.classes, one.names
     )
     found = plda.logits(double)[0]
@@ -75,7 +77,7 @@ def test_fewer_shots_are_the_first_ones_with_the_same_queries(episodes):
 
 
 def test_logistic_regression_separates_its_support(episodes):
-    onto_itself = fewshot.Episodes(
+    onto_itself = episodes.Episodes(
         episodes.support_x, episodes.support_y, episodes.support_x, episodes.support_y, episodes.classes, episodes.names
     )
     assert accuracy(logistic_regression(onto_itself, 1e-3), onto_itself).mean() > 0.97
@@ -115,7 +117,7 @@ def test_generated_heads_follow_the_order_of_the_classes(flow):
 def test_both_losses_teach_the_head_flow(pool):
     classes = torch.rand(40, 60, generator=seeded(5)).argsort(1)[:, :5]
     labels = torch.arange(5).repeat_interleave(40)
-    rows, bias = fewshot.logistic_head(pool[classes].flatten(1, 2), labels, 5, 0.01)
+    rows, bias = adaptation.logistic_head(pool[classes].flatten(1, 2), labels, 5, 0.01)
     frame = HeadGauge.fit(rows, bias, pool)
     torch.manual_seed(0)
     flow = HeadFlow(frame, 8, 5, width=32)

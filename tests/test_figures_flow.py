@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from flownlib import figures_flow
 from flownlib.flow import PATHS
+from flownlib.plots import flow as figures_flow
 
 
 @pytest.fixture(autouse=True)

@@ -6,27 +6,25 @@ import math
 import pytest
 import torch
 
-from flownlib.classifiers import mlp
+from flownlib.extensions.neuron_tokens import NeuronTokens
 from flownlib.flow import (
     PATHS,
     PREDICTIONS,
     CollapseWarning,
     FlowTraining,
     GaussianPrior,
-    NeuronTokens,
     ShrinkingPath,
     StraightPath,
     VariancePreservingPath,
     VelocityMLP,
     couple,
     flow_matching_loss,
-    guided,
-    integrate,
-    log_likelihood,
     optimal_coupling,
     train_flow,
     velocity_from_x_1,
 )
+from flownlib.networks import mlp
+from flownlib.solvers import guided, integrate, log_likelihood
 
 
 def gaussian(*shape, seed=0):

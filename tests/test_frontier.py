@@ -5,12 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flownlib import figures_frontier, recipes
-from flownlib.classifiers import classifier
+from flownlib.baselines import Gaussian, Retrieval
+from flownlib.chapters import shared as recipes
+from flownlib.chapters.c06_frontier import Rescaled, further_trained
 from flownlib.encoders import WeightSpace
-from flownlib.frontier import Point, criteria, envelope, margin
-from flownlib.generators import Gaussian, Retrieval
-from flownlib.generators.activations import (
+from flownlib.extensions.activations import (
     ActivationMatched,
     join_matrices,
     layer_matrices,
@@ -18,9 +17,13 @@ from flownlib.generators.activations import (
     pre_activations,
     solve_layers,
 )
-from flownlib.recipes_frontier import Rescaled, further_trained
+from flownlib.extensions.frontier import Point, criteria, envelope, margin
+from flownlib.networks import classifier
+from flownlib.optimisation import seeded
+from flownlib.plots import frontier as figures_frontier
 from flownlib.scoring import score
-from flownlib.training import Training, minibatch_orders, seeded, train_many
+from flownlib.speed.loops import train_many
+from flownlib.speed.plan import Training, minibatch_orders
 
 
 @pytest.fixture(scope="module")

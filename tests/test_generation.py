@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from flownlib import recipes
-from flownlib.artifacts import load_artifact, save_artifact
-from flownlib.encoders import PCA, VAE, Standardiser, VAESettings, WeightSpace, reconstruct, train_vae
-from flownlib.encoders.vae import behaviour_distance
+from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
+from flownlib.chapters import shared as recipes
+from flownlib.chapters.studies import aggregate
+from flownlib.encoders import PCA, Standardiser, WeightSpace, reconstruct
 from flownlib.evaluation import MEASURES, compare, error_overlap, judge
 from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator, Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
-from flownlib.studies import aggregate
+from flownlib.generators import FlowGenerator
+from flownlib.harness.cache import load_artifact, save_artifact
+from flownlib.vae import VAE, VAESettings, behaviour_distance, train_vae
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flownlib import recipes
-from flownlib.artifacts import load_artifact, save_artifact
-from flownlib.classifiers import cnn_embed, cnn_medium, cnn_small, mlp
-from flownlib.encoders import VAE, Standardiser, VAESettings, reconstruct, train_vae
-from flownlib.encoders.graph import Graph, graph_networks
-from flownlib.encoders.vae import build
-from flownlib.encoders.widths import at_width, train_on_widths
-from flownlib.modules import ModuleClassifier
-from flownlib.symmetry import permute, symmetries
+from flownlib.chapters import shared as recipes
+from flownlib.encoders import Standardiser, reconstruct
+from flownlib.extensions.graph_encoder import Graph, graph_networks
+from flownlib.extensions.graph_widths import at_width, train_on_widths
+from flownlib.extensions.modules import ModuleClassifier
+from flownlib.extensions.traced_symmetry import symmetries
+from flownlib.harness.cache import load_artifact, save_artifact
+from flownlib.networks import cnn_embed, cnn_medium, cnn_small, mlp
+from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.plan import Training
+from flownlib.symmetry import permute
 from flownlib.tasks import load_task
-from flownlib.training import Training
-from flownlib.zoo import ZooSettings, collect
+from flownlib.vae import VAE, VAESettings, build, train_vae
 
 MODELS = [cnn_small(), cnn_small(strided=False), cnn_medium(1), cnn_embed(), mlp((16, 12))]
 SMALL = VAESettings(

@@ -5,12 +5,15 @@ import logging
 import pytest
 import torch
 
-from flownlib import backends, lanes
-from flownlib.classifiers import Classifier, Conv, Linear, cnn_embed, cnn_medium, cnn_small, mlp
-from flownlib.modules import ModuleClassifier
-from flownlib.scoring import logits_of, score
-from flownlib.tasks import Split, SplitSizes, load_task
-from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
+from flownlib import networks
+from flownlib.extensions.modules import ModuleClassifier
+from flownlib.networks import Classifier, Conv, Linear, cnn_embed, cnn_medium, cnn_small, mlp
+from flownlib.scoring import Split, logits_of, score
+from flownlib.speed import backends, lanes
+from flownlib.speed.loops import train_many, train_one
+from flownlib.speed.plan import Training, initial_weights, minibatch_orders
+from flownlib.tasks import load_task
+from flownlib.tasks.base import SplitSizes
 
 MODELS = [
     cnn_small(),
@@ -183,8 +186,8 @@ def test_the_choice_can_be_made_by_environment_and_bad_names_are_refused(monkeyp
 
 def test_group_size_fits_the_cache_and_takes_all_on_a_gpu(monkeypatch):
     weights = torch.zeros(300, 2464)
-    strided, pooled = (backends.group_size(cnn_small(strided=s), 50, weights) for s in (True, False))
+    strided, pooled = (networks.group_size(cnn_small(strided=s), 50, weights) for s in (True, False))
     assert 1 <= pooled < strided <= 64
-    assert backends.group_size(cnn_small(), 50, torch.zeros(300, 2464, device="meta")) == 300
+    assert networks.group_size(cnn_small(), 50, torch.zeros(300, 2464, device="meta")) == 300
     monkeypatch.setenv("FLOWN_GROUP", "5")
-    assert backends.group_size(cnn_small(), 50, weights) == 5
+    assert networks.group_size(cnn_small(), 50, weights) == 5

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from flownlib.benchmarks.collection import killed
-from flownlib.tasks import SplitSizes
-from flownlib.training import Training
-from flownlib.training.__main__ import main, read_settings
-from flownlib.zoo import Zoo, ZooSettings, collect
+from flownlib.speed.__main__ import main, read_settings
+from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.plan import Training
+from flownlib.tasks.base import SplitSizes
+from flownlib.zoo import Zoo
 
 SETTINGS = ZooSettings(("latin", "greek"), 40, sizes=SplitSizes(200, 50, 50), training=Training(2, 25))
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def launch(arguments, cache, **options):
 
 
 def test_torchrun_makes_the_zoo_that_one_process_makes_and_then_rests(tmp_path, settings_file):
-    command = ["torch.distributed.run", "--nproc-per-node", 2, "-m", "flownlib.training", "--zoo-settings", settings_file]
+    command = ["torch.distributed.run", "--nproc-per-node", 2, "-m", "flownlib.speed", "--zoo-settings", settings_file]
     command += ["--output", tmp_path / "zoo"]
     first, errors = launch(command, tmp_path / "cache").communicate(timeout=120)
     assert b"process 0 of 2: 3 shards trained" in first and b"process 1 of 2: 3 shards trained" in first, errors.decode()
@@ -56,7 +57,7 @@ def test_torchrun_makes_the_zoo_that_one_process_makes_and_then_rests(tmp_path, 
 def test_killed_at_random_moments_it_goes_on(tmp_path, settings_file):
     """Kill -9 three times at moments drawn at random; `python -m flownlib.benchmarks kills` does it twenty times."""
     draw, cache = random.Random(0), tmp_path / "cache"
-    command = ["flownlib.training", "--zoo-settings", settings_file, "--output", tmp_path / "zoo"]
+    command = ["flownlib.speed", "--zoo-settings", settings_file, "--output", tmp_path / "zoo"]
     stored = [killed([sys.executable, "-m", *map(str, command)], cache, shards, draw.uniform(0, 0.1)) for shards in (1, 3, 4)]
     assert stored[0] < 6 and stored == sorted(stored)  # else the kill came too late to show anything
     _, errors = launch(command, cache).communicate(timeout=120)

@@ -9,16 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flownlib import figures_encoders, studies_lora, studies_resnet
-from flownlib.artifacts import load_artifact, save_artifact
-from flownlib.classifiers import cnn_medium, mlp
-from flownlib.encoders import LoRA, adapt
-from flownlib.encoders.lora import LatentClassifier
-from flownlib.modules import ModuleClassifier, torchvision_classifier
-from flownlib.recipes_own import colour_task
-from flownlib.scoring import score
-from flownlib.tasks import Split
-from flownlib.training import Training, minibatch_orders, seeded
+from flownlib.chapters import c02_low_rank as studies_lora
+from flownlib.chapters import c02_resnet as studies_resnet
+from flownlib.chapters.c07_own import colour_task
+from flownlib.extensions.lora import LatentClassifier, LoRA, adapt
+from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
+from flownlib.harness.cache import load_artifact, save_artifact
+from flownlib.networks import cnn_medium, mlp
+from flownlib.optimisation import seeded
+from flownlib.plots import encoders as figures_encoders
+from flownlib.scoring import Split, score
+from flownlib.speed.plan import Training, minibatch_orders
 
 WHOLE = ("*.bias", "fc2.*")
 CNN = cnn_medium(1)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from flownlib.classifiers import cnn_small
-from flownlib.modules import ModuleClassifier, torchvision_classifier
-from flownlib.residual import residual_classifier
-from flownlib.scoring import score
-from flownlib.tasks import Split
-from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
+from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
+from flownlib.extensions.residual import residual_classifier
+from flownlib.networks import cnn_small
+from flownlib.scoring import Split, score
+from flownlib.speed.loops import train_many, train_one
+from flownlib.speed.plan import Training, initial_weights, minibatch_orders
 
 
 def recurrent() -> torch.nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from flownlib import notebooks
+from flownlib.harness import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -7,18 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flownlib import recipes_own
-from flownlib.artifacts import cached_folder
 from flownlib.audit import audit
-from flownlib.checkpoints import CheckpointError, export_checkpoints, import_checkpoints
+from flownlib.baselines import Retrieval
+from flownlib.chapters import c07_own as recipes_own
 from flownlib.encoders import PCA, reconstruct
+from flownlib.extensions.checkpoints import CheckpointError, export_checkpoints, import_checkpoints
+from flownlib.extensions.frozen_prefix import SuffixClassifier
+from flownlib.extensions.modules import ModuleClassifier
 from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator, Retrieval
-from flownlib.modules import ModuleClassifier
+from flownlib.generators import FlowGenerator
+from flownlib.harness.cache import cached_folder
 from flownlib.scoring import score
-from flownlib.suffix import SuffixClassifier
-from flownlib.tasks import SplitSizes, load_task
-from flownlib.training import Training, minibatch_orders, train_many
+from flownlib.speed.loops import train_many
+from flownlib.speed.plan import Training, minibatch_orders
+from flownlib.tasks import load_task
+from flownlib.tasks.base import SplitSizes
 
 
 class Net(torch.nn.Module):

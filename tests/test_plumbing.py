@@ -15,8 +15,8 @@ import nbformat
 import pytest
 import yaml
 
-from flownlib import __main__ as command_line
-from flownlib import doctor, notebooks, report, results, runs
+from flownlib.harness import cli as command_line
+from flownlib.harness import doctor, notebooks, report, results, runs
 from flownlib.statistics import Interval, mean_interval
 
 ROOT = Path(__file__).resolve().parent.parent

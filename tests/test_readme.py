@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flownlib import report, results
+from flownlib.harness import report, results
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

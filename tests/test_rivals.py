@@ -5,9 +5,10 @@ import torch
 
 from flownlib.context import CAMLContext
 from flownlib.encoders import WeightSpace
+from flownlib.extensions.diffusion import LatentDiffusion, NoiseSchedule, reverse
+from flownlib.extensions.regression import HyperNetwork, KernelDensity
 from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator, HyperNetwork, KernelDensity, LatentDiffusion, variant
-from flownlib.generators.diffusion import NoiseSchedule, reverse
+from flownlib.generators import FlowGenerator, variant
 
 
 def test_noise_schedule_is_that_of_ho_et_al():
@@ -140,7 +141,7 @@ def test_flow_generators_take_their_choices_by_name(two_tasks, choice):
 
 
 def test_likelihoods_need_a_prior_with_a_density(two_tasks):
-    from flownlib.flow import FreshNetworks
+    from flownlib.generators import FreshNetworks
 
     zoo, contexts, space = two_tasks
     training = FlowTraining(steps=2, batch_size=8)
@@ -153,9 +154,8 @@ def test_likelihoods_need_a_prior_with_a_density(two_tasks):
 
 
 def test_the_tuned_settings_are_those_with_the_best_validation_accuracy():
-    from flownlib.recipes_generation import GRID, KINDS
-    from flownlib.results import read
-    from flownlib.tuned import tuned
+    from flownlib.chapters.shared import GRID, KINDS, tuned
+    from flownlib.harness.results import read
 
     records = read("study_tuning")["records"]
     for kind in KINDS:

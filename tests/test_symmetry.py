@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from flownlib.classifiers import CLASSIFIERS, Classifier, cnn_small, mlp
-from flownlib.modules import ModuleClassifier, torchvision_classifier
-from flownlib.residual import ResidualBlock, residual_classifier
-from flownlib.symmetry import Aligner, Axis, Group, Norm, Rescaling, Symmetries, balance, match, permute, rescale, symmetries
-from flownlib.symmetry.derivation import of_layers, of_module
+from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
+from flownlib.extensions.residual import ResidualBlock, residual_classifier
+from flownlib.extensions.traced_symmetry import of_layers, of_module, symmetries
+from flownlib.networks import CLASSIFIERS, Classifier, cnn_small, mlp
+from flownlib.symmetry import Aligner, balance, match, permute, rescale
+from flownlib.weights import Axis, Group, Norm, Rescaling, Symmetries
 from flownlib.zoo import Zoo
 
 
@@ -326,8 +327,8 @@ def test_a_joint_reference_serves_every_task_and_a_tasks_own_does_not():
 
 
 def test_alignment_brings_networks_closer_and_keeps_their_accuracy(canonical, smoke):
-    from flownlib import recipes
-    from flownlib.zoo import collect
+    from flownlib.chapters import shared as recipes
+    from flownlib.speed.collect import collect
 
     raw, _ = collect(recipes.zoo_settings(smoke, 0), progress=False).split(smoke.held_out_per_task)
     for task in raw.tasks:

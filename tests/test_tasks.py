@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from flownlib.tasks import ALPHABETS, DIGITS, HELD_OUT, IN_DISTRIBUTION, SplitSizes, glyphs, load_task
+from flownlib.tasks import DIGITS, glyphs, load_task
+from flownlib.tasks.base import SplitSizes
+from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT, IN_DISTRIBUTION
 from flownlib.tasks.vision import vision_images
 
 SIZES = SplitSizes(100, 50, 60)

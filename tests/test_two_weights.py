@@ -9,8 +9,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import flownlib.figures_two_weights as pictures
-import flownlib.two_weights as plane
+from flownlib.chapters import c00_plane as plane
+from flownlib.plots import plane as pictures
 from flownlib.statistics import Interval
 
 

@@ -11,12 +11,19 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from flownlib import backends, recipes
-from flownlib.artifacts import ArtifactError, save_artifact
-from flownlib.classifiers import cnn_small
-from flownlib.tasks import Split, SplitSizes, load_task
-from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
-from flownlib.zoo import Zoo, ZooSettings, collect
+from flownlib.chapters import shared
+from flownlib.harness import settings
+from flownlib.harness.cache import save_artifact
+from flownlib.networks import cnn_small
+from flownlib.scoring import Split
+from flownlib.speed import backends
+from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.loops import train_many, train_one
+from flownlib.speed.plan import Training, initial_weights, minibatch_orders
+from flownlib.tasks import load_task
+from flownlib.tasks.base import SplitSizes
+from flownlib.weights import ArtifactError
+from flownlib.zoo import Zoo
 
 SIZES = SplitSizes(200, 50, 50)
 SMALL = ZooSettings(("latin", "greek"), 20, sizes=SIZES, training=Training(2, 25))
@@ -193,4 +200,4 @@ def test_the_table_reports_what_the_weights_do(canonical, tasks):
     part = zoo.task(name)
     recomputed = (part.model.forward(part.weights, tasks[name].test.x).argmax(-1) == tasks[name].test.y).float().mean(1)
     assert torch.allclose(recomputed, torch.tensor(part.table["test_accuracy"].to_numpy(), dtype=torch.float32), atol=0.02)
-    assert asdict(recipes.zoo_settings(recipes.Profile(), 0))["networks"] == 80
+    assert asdict(shared.zoo_settings(settings.Profile(), 0))["networks"] == 80

@@ -4,12 +4,13 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from flownlib import figures_zoo, results, zoo_browser
 from flownlib.benchmarks.__main__ import main
 from flownlib.benchmarks.training import operations_per_step
-from flownlib.classifiers import cnn_medium, cnn_small, mlp
-from flownlib.scoring import score
-from flownlib.tasks import Split
+from flownlib.harness import results
+from flownlib.networks import cnn_medium, cnn_small, mlp
+from flownlib.plots import zoo as figures_zoo
+from flownlib.plots import zoo_browser
+from flownlib.scoring import Split, score
 
 
 @pytest.fixture(scope="module")

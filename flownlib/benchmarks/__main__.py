@@ -11,10 +11,11 @@ import sys
 
 import torch
 
-from flownlib import backends, results
 from flownlib.benchmarks.collection import kills, thousand, workers
 from flownlib.benchmarks.generation import generation
 from flownlib.benchmarks.training import zoo
+from flownlib.harness import results
+from flownlib.speed import backends
 
 COMMANDS = {
     "zoo": (zoo, 8),

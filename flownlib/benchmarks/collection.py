@@ -17,14 +17,17 @@ from pathlib import Path
 
 import torch
 
-from flownlib import backends, results
 from flownlib.benchmarks.device import device_name
-from flownlib.classifiers import classifier
+from flownlib.harness import results
+from flownlib.networks import classifier
+from flownlib.speed import backends, lanes
+from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.plan import Training
+from flownlib.speed.workers import default_workers
 from flownlib.statistics import mean_interval, proportion_interval
-from flownlib.tasks import SplitSizes, load_task
-from flownlib.training import Training
-from flownlib.workers import default_workers
-from flownlib.zoo import Zoo, ZooSettings, collect
+from flownlib.tasks import load_task
+from flownlib.tasks.base import SplitSizes
+from flownlib.zoo import Zoo
 
 
 @contextmanager
@@ -36,7 +39,7 @@ def empty_cache() -> Iterator[Path]:
         try:
             load_task("latin", SplitSizes())
             backends.why_not_lanes.cache_clear()
-            backends.lanes.kernel.cache_clear()
+            lanes.kernel.cache_clear()
             backends.choose("auto", classifier("cnn_small"), torch.float32)
             yield Path(folder)
         finally:
@@ -107,7 +110,7 @@ def kills(options: argparse.Namespace) -> list[dict]:
         for i in range(options.rounds):
             cache, file, chosen = Path(folder) / f"cache{i}", Path(folder) / "zoo.json", replace(settings, seed=i)
             file.write_text(json.dumps(asdict(chosen)))
-            command = [sys.executable, "-m", "flownlib.training", "--zoo-settings", str(file), "--output", str(cache / "zoo")]
+            command = [sys.executable, "-m", "flownlib.speed", "--zoo-settings", str(file), "--output", str(cache / "zoo")]
             begun = draw.randrange(shards)
             stored = killed(command, cache, begun, draw.uniform(0, 0.2 if begun else 3))  # the first shard takes a start
             subprocess.run(command, env=os.environ | {"FLOWN_CACHE": str(cache)}, check=True, stdout=subprocess.DEVNULL)

@@ -7,12 +7,15 @@ import time
 
 import torch
 
-from flownlib import backends, profiles, recipes, results
 from flownlib.benchmarks.collection import timed_zoo
 from flownlib.benchmarks.device import device_name
-from flownlib.classifiers import cnn_small
+from flownlib.chapters import shared as recipes
 from flownlib.generators import FlowGenerator
+from flownlib.harness import results
+from flownlib.harness import settings as profiles
+from flownlib.networks import cnn_small
 from flownlib.scoring import score
+from flownlib.speed import backends
 from flownlib.statistics import mean_interval
 from flownlib.tasks import load_task
 

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from flownlib import backends, results
 from flownlib.benchmarks.device import device_name
-from flownlib.classifiers import Classifier, Conv, classifier
-from flownlib.scoring import logits_of
+from flownlib.harness import results
+from flownlib.networks import Classifier, Conv, classifier
+from flownlib.scoring import Split, logits_of
+from flownlib.speed import backends
+from flownlib.speed.loops import train_many, train_one
+from flownlib.speed.plan import Training, initial_weights, minibatch_orders
 from flownlib.statistics import mean_interval
-from flownlib.tasks import Split, SplitSizes, load_task
-from flownlib.training import Training, initial_weights, minibatch_orders, train_many, train_one
+from flownlib.tasks import load_task
+from flownlib.tasks.base import SplitSizes
 
 BATCH = 50
 Job = Callable[[], int]  # does some work, returns how many model-steps it was

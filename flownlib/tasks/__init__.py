@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flownlib.artifacts import Artifact, cached
+from flownlib.harness.cache import cached
+from flownlib.scoring import Task
 from flownlib.tasks import glyphs, vision
-from flownlib.tasks.base import Split, SplitSizes, Task, make_task
-from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT, IN_DISTRIBUTION
+from flownlib.tasks.base import SplitSizes, make_task
+from flownlib.tasks.glyphs import ALPHABETS
+from flownlib.weights import Artifact
 
-__all__ = ["ALPHABETS", "HELD_OUT", "IN_DISTRIBUTION", "Split", "SplitSizes", "Task", "glyph_pool", "load_task", "task_names"]
 DIGITS = "digits_handwritten"
 DIGITS_SIZES = SplitSizes(600, 200, 997)  # all of the 1,797 images there are
 

@@ -7,50 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Split:
-    """Images x float32 [n, c, h, w] and labels y int64 [n]."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def to(self, device: torch.device | str) -> Split:
-        """The same split on another device."""
-        return Split(self.x.to(device), self.y.to(device))
-
-
-@dataclass(frozen=True)
-class Task:
-    """A named classification problem. No image appears in two splits."""
-
-    name: str
-    num_classes: int
-    train: Split
-    validation: Split
-    test: Split
-
-    def support(self, per_class: int, generator: torch.Generator) -> Split:
-        """A random support set drawn from the training split, `per_class` images a class, sorted by class.
-
-        Raises:
-            ValueError: if a class has fewer images.
-        """
-        chosen = []
-        for label in range(self.num_classes):
-            places = (self.train.y == label).nonzero()[:, 0]
-            if len(places) < per_class:
-                raise ValueError(f"class {label} of task {self.name!r} has {len(places)} training images, not {per_class}")
-            chosen.append(places[torch.randperm(len(places), generator=generator)[:per_class]])
-        index = torch.cat(chosen)
-        return Split(self.train.x[index], self.train.y[index])
-
-    def to(self, device: torch.device | str) -> Task:
-        """The same task on another device."""
-        return Task(self.name, self.num_classes, *(split.to(device) for split in (self.train, self.validation, self.test)))
+from flownlib.scoring import Split, Task
 
 
 @dataclass(frozen=True)

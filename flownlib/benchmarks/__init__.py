@@ -1,1 +1,0 @@
-"""Measurements of speed, run by `python -m flownlib.benchmarks`."""

@@ -1,0 +1,272 @@
+"""What notebook 05 and its study need, built once and cached: a frozen backbone, heads to imitate, the trained methods."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flownlib import context, optimisation
+from flownlib.extensions import adaptation, backbone, class_tokens, episodes, fewshot, heads
+from flownlib.extensions import head_gauge as gauge
+from flownlib.extensions.adaptation import logistic_head
+from flownlib.extensions.backbone import Backbone, train_backbone
+from flownlib.extensions.episodes import FAR, Episodes, character_pools, draw_episodes
+from flownlib.extensions.fewshot import (
+    CAML,
+    PLDA,
+    Method,
+    centroid,
+    choose_weight_decay,
+    fewer,
+    logistic_regression,
+    train_caml,
+)
+from flownlib.extensions.head_gauge import HeadGauge
+from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_prior, fit_queries
+from flownlib.harness.cache import cached
+from flownlib.harness.settings import Profile
+from flownlib.optimisation import seeded
+from flownlib.tasks import glyph_pool, load_task
+from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT
+from flownlib.weights import Artifact
+
+WAY, QUERIES, MANY = 5, 15, 40
+SHOTS = (1, 5)
+DOMAINS = ("in", "ood", "far")
+CODE = (adaptation, backbone, context, episodes, fewshot, optimisation, class_tokens, gauge, heads, sys.modules[__name__])
+
+
+def image_pools(settings: Profile) -> dict[str, Tensor]:
+    """Images [classes, k, 1, 28, 28] by purpose: "train", "validation", and for the test "in", "ood" and "far".
+
+    "in" holds new characters of the training scripts, "ood" the characters of the held-out alphabets, "far" real
+    handwritten digits. Each is standardised by its own mean and deviation or, for "in" and "validation", by the training's.
+    """
+    pools = character_pools(settings.fewshot_classes, settings.fewshot_images, settings.fewshot_images)
+    text = "".join(ALPHABETS[name][0] for name in HELD_OUT)
+    raw = glyph_pool(text, settings.fewshot_images, seed=1).float()[:, :, None]
+    unseen = (raw - raw.mean()) / raw.std()
+    digits = load_task(FAR)
+    x, y = (torch.cat([getattr(split, name) for split in (digits.train, digits.validation, digits.test)]) for name in "xy")
+    far = torch.stack([x[y == label][:170] for label in range(10)])
+    # every second held-back character of the training scripts is for choosing, the others are for reporting
+    return {"train": pools.train, "validation": pools.validation[::2], "in": pools.validation[1::2], "ood": unseen, "far": far}
+
+
+def _built(stage: str, settings: Profile, seed: int, build: Callable[[], dict[str, Tensor]], **extra: Any) -> dict[str, Tensor]:
+    chosen = {name: value for name, value in settings.as_dict().items() if name.startswith("fewshot_")}
+    return cached(f"fewshot-{stage}", {**chosen, **extra, "seed": seed}, lambda: Artifact(build()), code=CODE).tensors
+
+
+def _trained(
+    stage: str, settings: Profile, seed: int, model: nn.Module, train: Callable[[], list[float]], **extra: Any
+) -> list:
+    """Train a model in place, or load what an earlier call trained; returns the loss at every step."""
+    stored = _built(stage, settings, seed, lambda: {"losses": torch.tensor(train()), **model.state_dict()}, **extra)
+    losses = stored.pop("losses")
+    model.load_state_dict(stored)
+    return losses.tolist()
+
+
+def frozen_backbone(settings: Profile, seed: int, pool: Tensor) -> Backbone:
+    """The image encoder, trained on the first of the pool's classes only: most characters are new to it."""
+    classes = pool[: settings.fewshot_backbone_classes]
+
+    def build() -> dict[str, Tensor]:
+        return train_backbone(classes, settings.fewshot_backbone_steps, seed).state_dict()
+
+    model = Backbone()
+    model.load_state_dict(_built("backbone", settings, seed, build))
+    return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Features [classes, k, d] to train on; episodes to choose by and, by domain, to report, with MANY support images a class.
+
+    `features` and `images` are all pools by purpose, before anything is drawn from them.
+    """
+
+    pool: Tensor
+    validation: Episodes
+    test: dict[str, Episodes]
+    features: dict[str, Tensor] = field(repr=False)
+    images: dict[str, Tensor] = field(repr=False)
+
+
+def learning_pool(encoder: Backbone, images: Tensor, familiar: int) -> Tensor:
+    """Features [classes, k, d] from which every method learns: characters as new to the backbone as the test's.
+
+    Classes that the backbone was trained on it separates too well, so the first `familiar` are left out, upright.
+    A character turned by a quarter is another character: turned copies of all make up for the loss and more.
+    """
+    turned = [encoder.features(images.rot90(quarters, (-2, -1))) for quarters in (1, 2, 3)]
+    return torch.cat([encoder.features(images[familiar:]), *turned])
+
+
+def data(settings: Profile, seed: int) -> Data:
+    """Images are the same for every seed; the backbone and the episodes are not."""
+    images = image_pools(settings)
+    encoder = frozen_backbone(settings, seed, images["train"])
+    features = {name: encoder.features(pool) for name, pool in images.items()}
+
+    def draw(name: str, number: int) -> Episodes:
+        return draw_episodes(features[name], settings.fewshot_episodes, WAY, MANY, QUERIES, seeded(seed, 50 + number))
+
+    test = {name: draw(name, number) for number, name in enumerate(DOMAINS)}
+    return Data(
+        learning_pool(encoder, images["train"], settings.fewshot_backbone_classes),
+        draw("validation", 9),
+        test,
+        features,
+        images,
+    )
+
+
+def shown_episodes(found: Data, domain: str, count: int, shot: int, seed: int) -> tuple[Episodes, Episodes]:
+    """The same episodes twice, with six queries a class: as images to look at, and as features for the methods."""
+    seen, known = (
+        draw_episodes(pool, count, WAY, shot, 6, seeded(seed, 80)) for pool in (found.images[domain], found.features[domain])
+    )
+    return seen, known
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Many-shot heads as tokens [t, n, d + 1], the pool's classes [t, n] behind them, and the gauge they are written in."""
+
+    tokens: Tensor
+    classes: Tensor
+    gauge: HeadGauge
+
+
+def many_shot_heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> Heads:
+    """Logistic-regression heads for random 5-way tasks, each trained on all images of its classes: what the flow imitates."""
+    classes = torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
+    labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
+
+    def build() -> dict[str, Tensor]:
+        parts = [logistic_head(pool[chosen].flatten(1, 2), labels, WAY, weight_decay) for chosen in classes.split(250)]
+        rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return {"rows": rows, "bias": bias}
+
+    stored = _built("heads", settings, seed, build, weight_decay=weight_decay)
+    frame = HeadGauge.fit(stored["rows"], stored["bias"], pool[:, :5])
+    return Heads(frame.to_tokens(stored["rows"], stored["bias"]), classes, frame)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Everything that was trained, and the losses of its training by name."""
+
+    imitating: HeadFlow
+    queried: HeadFlow
+    queries_only: HeadFlow
+    caml: CAML
+    plda: PLDA
+    weight_decay: float
+    heads: Heads
+    losses: dict[str, list[float]]
+
+
+def new_flow(found: Heads, pool: Tensor, seed: int) -> HeadFlow:
+    """A head flow before training; its prior is fitted to the heads."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        flow = HeadFlow(found.gauge, pool.shape[-1], WAY)
+    fit_prior(flow, found.tokens, found.classes, pool, seed)
+    return flow
+
+
+def trained(settings: Profile, seed: int, found: Data) -> Trained:
+    """Train every method on the training characters; choose by validation episodes alone."""
+    pool, losses = found.pool, {}
+    decay = choose_weight_decay([fewer(found.validation, shot) for shot in SHOTS])
+    imitated = many_shot_heads(settings, seed, pool, decay)
+    flows = {name: new_flow(imitated, pool, seed) for name in ("imitating", "queried", "queries_only")}
+
+    def imitate() -> list[float]:
+        return fit_flow_matching(flows["imitating"], imitated.tokens, imitated.classes, pool, settings.fewshot_flow_steps, seed)
+
+    losses["imitation"] = _trained("imitating", settings, seed, flows["imitating"], imitate, weight_decay=decay)
+    flows["queried"].load_state_dict(flows["imitating"].state_dict())
+    # without imitation the query loss gets its steps as well: one of each takes about equally long
+    lengths = {
+        "queried": settings.fewshot_query_steps,
+        "queries_only": settings.fewshot_query_steps + settings.fewshot_flow_steps,
+    }
+    for name, steps in lengths.items():
+        losses[name] = _trained(
+            name, settings, seed, flows[name], lambda: fit_queries(flows[name], pool, steps, seed), weight_decay=decay
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        caml = CAML(pool.shape[-1], WAY)
+    losses["caml"] = _trained("caml", settings, seed, caml, lambda: train_caml(caml, pool, settings.fewshot_caml_steps, seed))
+    return Trained(**flows, caml=caml, plda=PLDA.fit(pool), weight_decay=decay, heads=imitated, losses=losses)
+
+
+def ensemble(flow: HeadFlow, found: Episodes, seed: int, members: int = 10) -> Tensor:
+    """Log of the mean probability over heads from several samples: [m, q, n]."""
+    samples = [flow.logits(found, seeded(seed, 70, member)).softmax(-1) for member in range(members)]
+    return torch.stack(samples).mean(0).log()
+
+
+def methods(made: Trained, seed: int) -> dict[str, Method]:
+    """Every method of the comparison by name."""
+    return {
+        "flown_sample": lambda e: made.imitating.logits(e, seeded(seed, 70, 0)),
+        "flown_mean": lambda e: made.imitating.logits(e, seeded(seed, 71), noise=0),
+        "flown_ensemble_10": lambda e: ensemble(made.imitating, e, seed),
+        "flown_query": lambda e: made.queried.logits(e, seeded(seed, 71), noise=0),
+        "cross_entropy_only": lambda e: made.queries_only.logits(e, seeded(seed, 71), noise=0),
+        "centroid": centroid,
+        "logistic_regression": lambda e: logistic_regression(e, made.weight_decay),
+        "plda": made.plda.logits,
+        "caml": lambda e: made.caml.logits(e, seeded(seed, 72)),
+    }
+
+
+def compare(made: Trained, found: Data, seed: int) -> dict[tuple[str, str, int], Tensor]:
+    """Accuracy of each episode [m] by (method, domain, shot); every method meets the same episodes.
+
+    `many_shot_oracle` is logistic regression on MANY images a class of the same episodes: a ceiling, not a rival.
+    """
+    accuracies = {}
+    for domain, many in found.test.items():
+        oracle = fewshot.accuracy(logistic_regression(many, made.weight_decay), many)
+        for shot in SHOTS:
+            few = fewer(many, shot)
+            for name, method in methods(made, seed).items():
+                accuracies[name, domain, shot] = fewshot.accuracy(method(few), few)
+            accuracies["many_shot_oracle", domain, shot] = oracle
+    return accuracies
+
+
+CODE = CODE
+RIVALS = ("centroid", "plda", "caml")
+
+
+def raw_records(accuracies: dict[tuple[str, str, int], Tensor]) -> list[dict]:
+    """Accuracies by method, domain and shot, and the generated head's paired gains, one value an episode."""
+    records = []
+    for (method, domain, shot), values in accuracies.items():
+        setting = {"domain": domain, "way": WAY, "shot": shot}
+        records.append({"quantity": "test_accuracy", "method": method, "setting": setting, "values": values.tolist()})
+        if method == "flown_query":
+            for rival in (*RIVALS, "cross_entropy_only"):
+                gain = (values - accuracies[rival, domain, shot]).tolist()
+                over = {**setting, "over": rival}
+                records.append({"quantity": "accuracy_gain", "method": method, "setting": over, "values": gain})
+    return records
+
+
+def run_seed(seed: int, settings: Profile) -> list[dict]:
+    """One training seed: backbone, heads, flows and CAML are trained anew, episodes are drawn anew."""
+    found = data(settings, seed)
+    return raw_records(compare(trained(settings, seed, found), found, seed))

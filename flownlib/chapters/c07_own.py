@@ -1,0 +1,247 @@
+"""Notebook 07's example: a folder of checkpoints as a user would have one, of a torchvision ResNet-18 fine-tuned many times.
+
+The network is pre-trained on one alphabet; a few of its tensors are then fine-tuned, once for each run.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flownlib.baselines import all_nulls
+from flownlib.chapters import c03_study as studies_generation
+from flownlib.chapters import c07_own as recipes_own
+from flownlib.chapters.shared import CanonicalZoo
+from flownlib.encoders import PCA, WeightSpace, reconstruct
+from flownlib.evaluation import MEASURES, Reference, compare
+from flownlib.extensions import checkpoints, modules
+from flownlib.extensions import frozen_prefix as suffix
+from flownlib.extensions.checkpoints import import_checkpoints
+from flownlib.extensions.frozen_prefix import SuffixClassifier
+from flownlib.extensions.modules import ModuleClassifier
+from flownlib.flow import FlowTraining
+from flownlib.generators import Contexts, FlowGenerator, Generator
+from flownlib.harness.cache import cached_folder
+from flownlib.harness.settings import Profile
+from flownlib.optimisation import seeded
+from flownlib.scoring import Split, Task, score
+from flownlib.speed import loops, plan
+from flownlib.speed.loops import train_many
+from flownlib.speed.plan import Training, minibatch_orders
+from flownlib.tasks import glyphs, load_task
+from flownlib.tasks.base import SplitSizes
+from flownlib.zoo import Zoo
+
+IMAGE = (3, 32, 32)
+KEPT = 3  # checkpoints of a run: after each of its last epochs
+FEW = 8  # principal components
+
+
+@dataclass(frozen=True)
+class Example:
+    """Which alphabet the network was pre-trained on and which it is fine-tuned for, and which tensors change."""
+
+    before: str
+    task: str
+    patterns: tuple[str, ...]
+    learning_rate: float  # the best of 0.001 to 0.1 by validation accuracy on seed 0
+
+
+LAST_NORMS = "layer4.1.bn?.*"
+EXAMPLES = {
+    "norms": Example("greek", "greek", (LAST_NORMS,), 1e-2),  # p-diff's choice: 2,048 numbers, on the task it knows already
+    "norms_head": Example("latin", "greek", (LAST_NORMS, "fc.*"), 3e-2),  # a new task: 7,178 numbers
+}
+
+
+def split_sizes(settings: Profile) -> SplitSizes:
+    """Images in each split."""
+    return SplitSizes(settings.images_train, settings.images_validation, settings.own_images_test)
+
+
+def colour_task(name: str, settings: Profile) -> Task:
+    """An alphabet as a network for photographs takes it: three equal channels of 32 × 32."""
+    task = load_task(name, split_sizes(settings))
+
+    def coloured(split: Split) -> Split:
+        x = F.pad(split.x, (2, 2, 2, 2), value=float(split.x.min()))
+        return Split(x.expand(-1, 3, -1, -1).contiguous(), split.y)
+
+    return Task(task.name, task.num_classes, *map(coloured, (task.train, task.validation, task.test)))
+
+
+def resnet() -> nn.Module:
+    """torchvision's ResNet-18 with ten outputs."""
+    from torchvision.models import resnet18  # here, for importing it takes seconds
+
+    return resnet18(num_classes=10)
+
+
+def base_checkpoint(settings: Profile, seed: int, example: Example) -> Path:
+    """The file of the pre-trained network, a whole state dict."""
+    epochs = settings.own_pretraining
+    key = {"task": example.before, "images": asdict(split_sizes(settings)), "epochs": epochs, "seed": seed}
+
+    def write(folder: Path) -> None:
+        network = pretrained(colour_task(example.before, settings).train, epochs, seed)
+        save_file(network.state_dict(), folder / "resnet18.safetensors")
+
+    return cached_folder("own-base", key, write, (glyphs, sys.modules[__name__])) / "resnet18.safetensors"
+
+
+def pretrained(images: Split, epochs: int, seed: int) -> nn.Module:
+    """A ResNet-18 trained as usual, all of it, batch norms in training mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = resnet().train()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for batch in minibatch_orders([seed], len(images), Training(epochs, 50))[0]:
+        loss = F.cross_entropy(network(images.x[batch]), images.y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def own_model(base: Path, patterns: tuple[str, ...]) -> ModuleClassifier:
+    """The ResNet-18 in a file as a classifier of which the tensors that match are the weights."""
+
+    def build() -> nn.Module:
+        network = resnet()
+        network.load_state_dict(load_file(base))
+        return network
+
+    return ModuleClassifier("resnet18", IMAGE, build, patterns)
+
+
+def folder_of_runs(settings: Profile, seed: int, example: Example) -> Path:
+    """A folder with one sub-folder a run, and in it the tensors that were fine-tuned, after each of the last epochs.
+
+    Half of the runs are written by torch, half as safetensors.
+    """
+    base = base_checkpoint(settings, seed, example)
+    training = Training(settings.own_epochs, settings.batch_size, example.learning_rate)
+    key = {"base": base.parent.name, "example": asdict(example), "images": asdict(split_sizes(settings))}
+    key |= {"runs": settings.own_runs, "training": asdict(training), "seed": seed}
+
+    def write(folder: Path) -> None:
+        model = SuffixClassifier.of(own_model(base, example.patterns))
+        images = colour_task(example.task, settings).train
+        checkpoints = fine_tuned(model, Split(model.features(images.x), images.y), training, settings.own_runs, seed)
+        for epoch, weights in zip(last_epochs(training), checkpoints, strict=True):
+            for run, vector in enumerate(weights):
+                write_checkpoint(model.layout.state_dict(vector), folder / f"run_{run:03d}", epoch, pickled=run % 2 == 1)
+
+    code = (glyphs, loops, plan, modules, suffix, sys.modules[__name__])
+    return cached_folder("own-runs", key, write, code)
+
+
+def last_epochs(training: Training) -> range:
+    """After which epochs a run writes a checkpoint."""
+    return range(max(1, training.epochs - KEPT + 1), training.epochs + 1)
+
+
+def fine_tuned(model: ModuleClassifier, images: Split, training: Training, runs: int, seed: int) -> Tensor:
+    """Weights [epochs kept, runs, p] of runs that differ in the order of their images."""
+    orders = minibatch_orders([seed * 100_000 + run for run in range(runs)], len(images), training)
+    start = model.initialise(1, seeded(seed)).repeat(runs, 1)
+    record = [training.steps(len(images)) // training.epochs * epoch for epoch in last_epochs(training)]
+    return train_many(model, start, images, orders, training.learning_rate, record)
+
+
+def write_checkpoint(state: dict[str, Tensor], folder: Path, epoch: int, pickled: bool) -> None:
+    """One state dict as users write it: as safetensors, or wrapped and pickled by torch."""
+    folder.mkdir(exist_ok=True)
+    if pickled:
+        torch.save({"state_dict": state, "epoch": epoch}, folder / f"epoch_{epoch}.pt")
+    else:
+        save_file(state, folder / f"epoch_{epoch}.safetensors")
+
+
+@dataclass(frozen=True)
+class OwnSetup:
+    """A zoo of the last checkpoint of each run, split by run, and what its generators are given and judged by.
+
+    The task's images are features of the frozen part. There is one task, so that the context says nothing.
+    """
+
+    zoo: CanonicalZoo
+    task: Task
+    contexts: Contexts
+    reference: Reference
+
+
+def setup(settings: Profile, seed: int, example: Example) -> OwnSetup:
+    """Build or load everything of an example, as the notebook does step by step."""
+    whole = own_model(base_checkpoint(settings, seed, example), example.patterns)
+    model, folder = SuffixClassifier.of(whole), folder_of_runs(settings, seed, example)
+    task = model.task(colour_task(example.task, settings))
+    imported = import_checkpoints(folder, whole, task.name)
+    zoo = with_accuracy(last_of_each_run(replace(imported, model=model)), task)
+    return ready(zoo, task, settings.own_held_out)
+
+
+def last_of_each_run(zoo: Zoo) -> Zoo:
+    """Only the last checkpoint of each run: networks that are independent of each other."""
+    return zoo.select(zoo.table["step"] == zoo.table.groupby("run")["step"].transform("max"))
+
+
+def with_accuracy(zoo: Zoo, task: Task) -> Zoo:
+    """The zoo with the networks' test accuracy in its table."""
+    accuracy = score(zoo.model, zoo.weights, task.test.x, task.test.y).accuracy
+    return replace(zoo, table=zoo.table.assign(test_accuracy=accuracy.tolist()))
+
+
+def ready(zoo: Zoo, task: Task, held_out: int) -> OwnSetup:
+    """Split by run, measured; weights are compared as they are."""
+    train, unseen = zoo.split(held_out)
+    reference = Reference.of(task, train, unseen, WeightSpace.fit(train))
+    return OwnSetup(CanonicalZoo(train, unseen, None), task, {task.name: torch.zeros(2, 1)}, reference)
+
+
+def generators(settings: Profile, train: Zoo) -> list[Generator]:
+    """Flows on a few and on all principal components, and every null; not yet fitted."""
+    few, training = min(FEW, len(train) - 1), FlowTraining(settings.flow_steps, settings.flow_batch)
+    flows = [
+        FlowGenerator(PCA.fit(train, few), "flow_few", "x_1", settings.flow_width, training),
+        FlowGenerator(PCA.fit(train, len(train) - 1, whiten=False), "flow_all", "x_1", settings.flow_width, training),
+    ]
+    return [*all_nulls(), *flows]
+
+
+CODE = (*studies_generation.CODE, checkpoints, modules, suffix, recipes_own)
+
+
+def compared(name: str, made: OwnSetup, settings: Profile, seed: int) -> list[dict]:
+    """Raw records of one example: accuracy before fine-tuning, what principal components keep, every method's `MEASURES`."""
+    records, train, unseen = [], made.zoo.train, made.zoo.held_out
+
+    def add(quantity: str, method: str, values: list[float], **setting: int) -> None:
+        records.append({"quantity": quantity, "method": method, "setting": {"zoo": name, **setting}, "values": values})
+
+    test, start = made.task.test, train.model.initialise(1, torch.Generator())
+    add("test_accuracy", "base", score(train.model, start, test.x, test.y).accuracy.tolist())
+    kept = reconstruct(PCA.fit(train, len(train) - 1), unseen, {made.task.name: made.task}, train.weights.mean(0))
+    add("r2", "pca", [kept.r2])
+    add("accuracy_gain", "pca", (kept.accuracy_after - kept.accuracy_before).tolist())
+    methods = [one.fit(train, made.contexts, seed) for one in generators(settings, train)]
+    references = {made.task.name: made.reference}
+    table = compare(methods, references, made.contexts, unseen, settings.samples_per_task, seed).set_index("method")
+    for method, row in table.iterrows():
+        for measure in MEASURES:
+            add(measure, method, [row[measure]], networks=settings.samples_per_task)
+        gain = row["test_accuracy_mean"] - table.loc["zoo_held_out", "test_accuracy_mean"]
+        add("accuracy_gain", method, [gain], networks=settings.samples_per_task)
+    return records
+
+
+def run_seed(seed: int, settings: Profile) -> list[dict]:
+    """Raw records of one seed: both examples."""
+    torch.set_num_threads(1)
+    return [r for name, example in EXAMPLES.items() for r in compared(name, setup(settings, seed, example), settings, seed)]

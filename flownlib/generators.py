@@ -1,0 +1,209 @@
+"""Priors: where a flow starts. Anything with `sample(n, generator)` will do; a density is needed for likelihoods only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from flownlib.encoders import Encoder
+from flownlib.extensions.neuron_tokens import NeuronTokens
+from flownlib.flow import PATHS, FlowLog, FlowTraining, GaussianPrior, Prior, VelocityMLP, VelocityNetwork, couple, train_flow
+from flownlib.solvers import Trajectory, guided, integrate, log_likelihood
+from flownlib.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class FreshNetworks:
+    """Latents of freshly initialised networks (Kaiming-uniform, as torch does it): where training itself starts.
+
+    Args:
+        model: the zoo's classifier, which has `initialise(n, generator)`. encoder: the flow's.
+    """
+
+    model: object
+    encoder: Encoder
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n points [n, k]."""
+        return self.encoder.encode(self.model.initialise(n, generator))
+
+
+Contexts = Mapping[str, Tensor]  # task name → contexts y [draws, c], one for each support set drawn from the task
+
+
+class Generator(Protocol):
+    """Learns from a zoo whose tasks are described by contexts; samples weights for a context it is given."""
+
+    name: str
+
+    def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
+        """Learn from a zoo in canonical form; returns itself."""
+
+    def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        """n weight vectors [n, p] for one context y [c]."""
+
+
+def task_numbers(zoo: Zoo) -> Tensor:
+    """Each network's task as its place in `zoo.tasks`, int64 [n]."""
+    place = {task: i for i, task in enumerate(zoo.tasks)}
+    return torch.tensor([place[task] for task in zoo.table["task"]])
+
+
+def variant(generator: Generator, **changes: Any) -> Generator:
+    """The same fitted generator with other fields, e.g. another number of solver steps; the given one is not changed."""
+    other = copy(generator)
+    for name, value in changes.items():
+        if not hasattr(generator, name):
+            raise ValueError(f"{generator.name} has no field {name!r} to change")
+        setattr(other, name, value)
+    return other
+
+
+@dataclass(frozen=True)
+class StandardContexts:
+    """Contexts as a network sees them: draws [tasks, draws, c], each number standardised over all of them."""
+
+    draws: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def fit(cls, contexts: Contexts, tasks: Sequence[str]) -> StandardContexts:
+        """Standardise the contexts of the tasks, in their order."""
+        draws = torch.stack([contexts[task] for task in tasks])
+        mean, std = draws.mean(dim=(0, 1)), draws.std(dim=(0, 1)).clamp(min=1e-3)
+        return cls((draws - mean) / std, mean, std)
+
+    @property
+    def dim(self) -> int:
+        """c."""
+        return self.draws.shape[-1]
+
+    def standardise(self, y: Tensor) -> Tensor:
+        """Any context [..., c] in the same units."""
+        return (y - self.mean) / self.std
+
+    def draw(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
+        """A random context [n, c] of each of the tasks int64 [n]."""
+        return self.draws[tasks, torch.randint(self.draws.shape[1], tasks.shape, generator=generator)]
+
+
+def mean_contexts(contexts: Contexts, tasks: Sequence[str]) -> Contexts:
+    """The mean over each task's support sets: y [c] by task, by which an unseen context is recognised."""
+    return {task: contexts[task].mean(0) for task in tasks}
+
+
+def others(contexts: Contexts) -> Contexts:
+    """Each task with the contexts of the next one, the last with those of the first: the wrong ones, as a control."""
+    names = list(contexts)
+    return {name: contexts[following] for name, following in zip(names, [*names[1:], names[0]], strict=True)}
+
+
+def nearest_task(centres: Contexts, y: Tensor) -> str:
+    """The training task whose mean context [c] is nearest to y [c]."""
+    return min(centres, key=lambda name: float((centres[name] - y).norm()))
+
+
+@dataclass
+class FlowGenerator:
+    """Samples x_0 from a prior, carries it along v(x, t; y) to x_1, decodes x_1 to weights (FLoWN's recipe).
+
+    With `WeightSpace` as the encoder the same code flows through the weights themselves.
+
+    Args:
+        predicts: one of `flow.PREDICTIONS`. path: one of `flow.PATHS`. coupling: one of `flow.COUPLINGS`. prior: a standard
+            Gaussian by default. tokens: a transformer over neurons in place of the perceptron, for `WeightSpace` only.
+        conditioner: a module that reads contexts y [n, c] into [n, width], in place of a perceptron; trained with the flow.
+    """
+
+    encoder: Encoder
+    name: str = "latent_flow"
+    predicts: str = "velocity"
+    width: int = 256
+    training: FlowTraining = FlowTraining()
+    method: str = "euler"
+    steps: int = 4
+    guidance: float = 1.0
+    path: str = "straight"
+    coupling: str = "independent"
+    prior: Prior | None = None
+    tokens: bool = False
+    conditioner: nn.Module | None = None
+    progress: bool = False
+    log: FlowLog = field(default_factory=FlowLog, repr=False)
+
+    def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
+        """Train the velocity network on the zoo's latents; each network is shown with a random context of its task."""
+        latents, task_of = self.encoder.encode(zoo.weights), task_numbers(zoo)
+        self.contexts = StandardContexts.fit(contexts, zoo.tasks)
+        self.prior = self.prior or GaussianPrior(latents.shape[1])
+
+        def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+            rows = torch.randint(len(latents), (n,), generator=generator)
+            x_1, tasks = latents[rows], task_of[rows]
+            x_0 = couple(self.coupling, self.prior.sample(n, generator), x_1, tasks)
+            return x_0, x_1, self.contexts.draw(tasks, generator)
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.network(zoo)
+        generator = torch.Generator().manual_seed(seed)
+        self.velocity, self.log = train_flow(
+            network,
+            draw,
+            self.training,
+            generator,
+            progress=self.progress,
+            dispersion=lambda velocity: self.dispersion(velocity, latents, task_of),
+        )
+        return self
+
+    def network(self, zoo: Zoo) -> VelocityNetwork:
+        """The velocity network before training."""
+        path, context_dim = PATHS[self.path](), self.contexts.dim
+        if self.tokens:
+            return NeuronTokens(zoo.layout, zoo.model.num_classes, context_dim, self.width, predicts=self.predicts, path=path)
+        reader = deepcopy(self.conditioner)
+        return VelocityMLP(self.encoder.latent_dim, context_dim, self.width, predicts=self.predicts, path=path, context=reader)
+
+    @torch.no_grad()
+    def dispersion(self, velocity: VelocityNetwork, latents: Tensor, task_of: Tensor, n: int = 32) -> float:
+        """How far samples lie from their task's mean sample, over the same of the zoo's latents; mean over tasks."""
+        ratios = []
+        for task, y in enumerate(self.contexts.draws[:, 0]):
+            x_0 = self.prior.sample(n, torch.Generator().manual_seed(task))
+            x_1 = integrate(velocity, x_0, y.expand(n, -1), self.method, self.steps).x_1
+            ratios.append(x_1.std(0).norm() / latents[task_of == task].std(0).norm())
+        return float(torch.stack(ratios).mean())
+
+    @torch.no_grad()
+    def trajectory(
+        self, x_0: Tensor, y: Tensor, steps: int | None = None, method: str | None = None, guidance: float | None = None
+    ) -> Trajectory:
+        """The latents' way from x_0 [n, k] under one context y [c]; what is not given is the generator's own."""
+        context = self.contexts.standardise(y).expand(len(x_0), -1)
+        field = guided(self.velocity, self.guidance if guidance is None else guidance)
+        return integrate(field, x_0, context, method or self.method, steps or self.steps)
+
+    def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        """n weight vectors [n, p]."""
+        with torch.no_grad():
+            return self.encoder.decode(self.trajectory(self.prior.sample(n, generator), y).x_1)
+
+    def log_likelihood(self, weights: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Log-density in nats of the networks' latents [n] under one context y [c]; of latents, not of weights.
+
+        Raises:
+            ValueError: if the prior has no density.
+        """
+        if not hasattr(self.prior, "log_density"):
+            raise ValueError(f"likelihoods need a prior with a density, and {type(self.prior).__name__} has none")
+        context = self.contexts.standardise(y).expand(len(weights), -1)
+        latents = self.encoder.encode(weights)
+        return log_likelihood(self.velocity, latents, self.prior.log_density, context, generator=generator)

@@ -1,0 +1,148 @@
+"""Is this machine ready? Each check answers in plain words; nothing here needs more than Python itself to start."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+import tempfile
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's report; only a failed check that is `needed` makes the environment unfit."""
+
+    ok: bool
+    text: str
+    needed: bool = True
+
+    def __str__(self) -> str:
+        return f"{'✓' if self.ok else '✗'} {self.text}"
+
+
+def python() -> Check:
+    """Python's version."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check(sys.version_info >= (3, 11), f"Python {version}; 3.11 or newer is needed")
+
+
+def requirements() -> list[str]:
+    """What pyproject.toml asks for, such as "torch>=2.11"; from the installed package where there is no checkout."""
+    if (ROOT / "pyproject.toml").is_file():
+        return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [line for line in importlib.metadata.requires("flownlib") or [] if "extra ==" not in line]
+
+
+def packages() -> Iterator[Check]:
+    """Every required package, present and new enough; one line when all are."""
+    from packaging.requirements import Requirement
+
+    wrong = 0
+    for requirement in map(Requirement, requirements()):
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong += 1
+            yield Check(
+                False,
+                f"{requirement.name} {version or 'is missing'}; {requirement} is needed: run `make test` or pip install it",
+            )
+    if not wrong:
+        yield Check(True, f"all {len(requirements())} required packages are new enough")
+
+
+def torch_pair() -> Check:
+    """torch and torchvision import, and were built for each other (their compiled operators load)."""
+    try:
+        torch, torchvision = importlib.import_module("torch"), importlib.import_module("torchvision")
+        kept = torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a compiled package, this is the place to say so
+        reason = str(error).splitlines()[0] if str(error) else ""
+        return Check(
+            False, f"torch and torchvision do not work together ({type(error).__name__}: {reason}): install both in one command"
+        )
+    return Check(kept.numel() == 1, f"torch {torch.__version__} and torchvision {torchvision.__version__} fit together")
+
+
+def kernel() -> Check:
+    """The Jupyter kernel that the notebooks name."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        KernelSpecManager().get_kernel_spec("python3")
+    except NoSuchKernel:
+        return Check(False, "the Jupyter kernel 'python3' is missing: pip install ipykernel")
+    return Check(True, "the Jupyter kernel 'python3' is there")
+
+
+def machine() -> Iterator[Check]:
+    """Cores, memory, disk and graphics card: too little is said, and only a full disk stops you."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory, disk = psutil.virtual_memory().available / GIB, shutil.disk_usage(ROOT).free / GIB
+    yield Check(cores >= 2, f"{cores} cores; the minutes in the notebooks are those of two", needed=False)
+    yield Check(memory >= 6, f"{memory:.0f} GiB of free memory; the notebooks need up to 6", needed=False)
+    yield Check(disk >= 1, f"{disk:.0f} GiB of free disk; the cache and the figures need 1")
+
+
+def graphics_card() -> Check:
+    """A GPU is used where there is one and is never needed by the smoke and tutorial profiles."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about a missing driver, which the line below says better
+        found = torch.cuda.is_available()
+    return Check(True, f"graphics card: {torch.cuda.get_device_name() if found else 'none, and none is needed'}", needed=False)
+
+
+def cache() -> Check:
+    """The artefact cache can be written."""
+    from flownlib.harness.cache import cache_root
+
+    try:
+        cache_root().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_root()):
+            return Check(True, f"the cache {cache_root()} can be written")
+    except OSError as error:
+        return Check(False, f"the cache {cache_root()} cannot be written ({error.strerror}): set FLOWN_CACHE to another folder")
+
+
+def examine() -> Iterator[Check]:
+    """All checks in order; those that need a package which is missing are not made."""
+    yield python()
+    try:
+        yield from packages()
+    except ImportError as error:
+        yield Check(False, f"{error.name} is missing: run `make test`, or pip install -c constraints.txt -e .")
+        return
+    pair = torch_pair()
+    yield pair
+    checks: list[Callable[[], Check]] = [kernel, *([graphics_card, cache] if pair.ok else [])]
+    for check in checks:
+        try:
+            yield check()
+        except ImportError as error:
+            yield Check(False, f"{error.name} is missing: pip install {error.name}")
+    yield from machine()
+
+
+def main() -> int:
+    """Print the report; returns 0 if nothing that is needed is missing, else 1."""
+    missing = 0
+    for check in examine():
+        print(check, flush=True)
+        missing += check.needed and not check.ok
+    print("ready" if not missing else f"{missing} thing{'s' * (missing > 1)} to mend")
+    return int(missing > 0)

@@ -1,0 +1,174 @@
+"""The notebooks as files: finding them, checking parameters before anything runs, and committing executed outputs."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from flownlib.harness import settings as profiles
+from flownlib.harness.cache import project_root
+from flownlib.harness.pictures import smaller_png
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
+PICTURE = "image/png"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A line of a parameters cell: `name: kind = default`."""
+
+    name: str
+    kind: type
+    default: Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A notebook and the parameters it will be given, all of them checked."""
+
+    path: Path
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def available() -> list[Path]:
+    """The tutorial's notebooks in order."""
+    return sorted((project_root() / "notebooks").glob("*.ipynb"))
+
+
+def find(name: str) -> Path:
+    """A notebook by number ("3", "03"), by stem ("03_flow_matching") or by path.
+
+    Raises:
+        ValueError: if there is no such notebook.
+    """
+    if name.endswith(".ipynb") and Path(name).is_file():
+        return Path(name).resolve()
+    stem = name.removesuffix(".ipynb")
+    for path in available():
+        if stem == path.stem or (stem.isdigit() and path.stem.startswith(f"{int(stem):02d}_")):
+            return path
+    raise ValueError(
+        f"there is no notebook {name!r}; choose from {', '.join(path.stem for path in available()) or 'none so far'}"
+    )
+
+
+def load(path: Path) -> nbformat.NotebookNode:
+    """The notebook in a file.
+
+    Raises:
+        ValueError: if the file is not a notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path.name} is not a notebook ({type(error).__name__})") from None
+
+
+def parameters_of(path: Path) -> dict[str, Parameter]:
+    """The annotated literals of a notebook's one parameters cell, by name.
+
+    Raises:
+        ValueError: unless there is exactly one such cell, and nothing but `name: type = literal` in it.
+    """
+    cells = [cell for cell in load(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"{path.name} needs exactly one cell tagged 'parameters', it has {len(cells)}")
+    found = {}
+    try:
+        for line in ast.parse(cells[0].source).body:
+            if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
+                raise ValueError
+            name, kind = line.target.id, TYPES[ast.unparse(line.annotation).split("[")[0]]
+            found[name] = Parameter(name, kind, ast.literal_eval(line.value))
+    except (ValueError, SyntaxError, KeyError):
+        raise ValueError(
+            f"the parameters cell of {path.name} may hold only lines such as `seed: int = 0`, "
+            f"with a literal of type {', '.join(TYPES)}"
+        ) from None
+    return found
+
+
+def convert(name: str, text: str, kind: type) -> Any:
+    """A value typed on the command line as a `kind`.
+
+    Raises:
+        ValueError: if the text is no such value.
+    """
+    if kind is str:
+        return text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = {"True": True, "False": False}.get(text)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"parameter {name!r} takes a value of type {kind.__name__}, not {text!r}")
+    return value
+
+
+def prepare(path: Path, profile: str, given: Mapping[str, str]) -> Job:
+    """A job with checked parameters. A name that is a field of the profile goes into the notebook's `overrides`.
+
+    Raises:
+        ValueError: for an unknown profile, parameter or setting, or a value of the wrong type.
+    """
+    known = parameters_of(path)
+    if "profile" not in known or "profile" in given:
+        raise ValueError(
+            "choose the profile with --profile, not with -p"
+            if "profile" in given
+            else f"{path.name} has no parameter 'profile'"
+        )
+    settings = {item.name: type(item.default) for item in fields(profiles.Profile) if item.name != "profile"}
+    values, overrides = {"profile": profile}, {}
+    for name, text in given.items():
+        if name in known:
+            values[name] = convert(name, text, known[name].kind)
+        elif name in settings and "overrides" in known:
+            overrides[name] = convert(name, text, settings[name])
+        else:
+            raise ValueError(f"{path.name} has no parameter {name!r}; it takes {', '.join([*known, *settings])}")
+    if "overrides" in known:
+        values["overrides"] = {**known["overrides"].default, **values.get("overrides", {}), **overrides}
+        profiles.load(profile, values["overrides"])
+    return Job(path, {name: value for name, value in values.items() if value != known[name].default})
+
+
+def source_hash(notebook: nbformat.NotebookNode) -> str:
+    """SHA-256 of all code cells' sources: prose may be edited after a run, code may not."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def write_back(path: Path, copy: Path) -> None:
+    """Take the outputs of an executed copy into the notebook itself, with the hash of the code that made them.
+
+    Widgets are left out, since their state is not saved; pictures get a palette. Metadata stay as they were.
+
+    Raises:
+        ValueError: if the notebook was edited during the run, or an output names this checkout's folder.
+    """
+    notebook, executed = load(path), load(copy)
+    if source_hash(notebook) != source_hash(executed):
+        raise ValueError(f"{path.name} was edited while it ran: run it again")
+    code = [[cell for cell in book.cells if cell.cell_type == "code"] for book in (notebook, executed)]
+    for cell, done in zip(*code, strict=True):
+        cell.execution_count = done.execution_count
+        cell.outputs = [output for output in done.outputs if WIDGET not in output.get("data", {})]
+        for data in (output.data for output in cell.outputs if PICTURE in output.get("data", {})):
+            data[PICTURE] = base64.b64encode(smaller_png(base64.b64decode(data[PICTURE]))).decode()
+    if str(project_root()) in json.dumps([cell.outputs for cell in code[0]]):
+        raise ValueError(f"an output of {path.name} names a folder of this machine, perhaps in a warning: see {copy}")
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["flownlib"] = {"source_sha256": source_hash(notebook)}
+    path.write_text(nbformat.writes(notebook).rstrip("\n") + "\n")

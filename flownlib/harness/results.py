@@ -1,0 +1,190 @@
+"""Results on disk: records with an interval each, in one vocabulary, and the figures beside them.
+
+Committed results live in figures/. The smoke profile writes to a scratch folder under build/, and so does any run
+with the environment variable FLOWN_RESULTS set to a folder, so that neither can overwrite a committed number.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from flownlib.harness.cache import project_root
+from flownlib.harness.pictures import smaller_png
+from flownlib.statistics import Interval
+
+# What can be reported, and the unit of its value. A new quantity is added here and nowhere else.
+QUANTITIES = {
+    "test_accuracy": "fraction of test images, one network or classifier",
+    "test_accuracy_mean": "fraction of test images, mean over networks",
+    "test_accuracy_median": "fraction of test images, median over networks",
+    "test_accuracy_best_by_validation": "fraction of test images, the network that is best on validation images",
+    "validation_accuracy": "fraction of validation images, mean over networks",
+    "accuracy_gain": "paired difference of test accuracies",
+    "best_gain": "test accuracy of the network that is best by validation, minus that of the training networks' best",
+    "test_loss_mean": "loss on test data, mean over networks",
+    "latent_dim": "numbers in a latent",
+    "numbers": "numbers that an encoder consists of",
+    "r2": "fraction of the weights' variance that a reconstruction explains",
+    "spread": "1 = the zoo's",
+    "offset": "0 = the zoo's mean",
+    "nearest_training_distance": "1 = held-out networks'",
+    "error_overlap": "intersection over union of two networks' errors",
+    "two_sample_p_weights": "p-value of samples against held-out networks, in weights",
+    "two_sample_p_behaviour": "p-value of samples against held-out networks, in class probabilities",
+    "straightness": "distance between the ends of a trajectory over its length",
+    "solver_steps": "steps of the solver for one network",
+    "seconds_fit": "seconds to fit a method",
+    "seconds_sample": "seconds to draw one network",
+    "model_steps_per_second": "optimiser steps of one network in a second of processor time (of the clock, on a GPU)",
+    "networks_per_second": "networks generated, trained or evaluated on 5,000 images in a second of one core",
+    "share_of_peak": "fraction of this machine's matrix-multiplication rate",
+    "seconds_collect": "seconds by the clock to collect a zoo",
+    "kills_survived": "fraction of collections, killed at a random moment, that went on to the same zoo",
+    "speedup": "ratio of two times",
+    "criteria_met": "of five: accuracy, spread, offset, novelty and error overlap like held-out networks'",
+    "frontier_margin": "accuracy over the best null that is as novel and was trained no further",
+}
+RECORD_KEYS = {"quantity", "method", "setting", "value", "low", "high", "n", "seeds"}
+
+
+def results_folder(profile: str) -> Path:
+    """Where figures of this profile go; their numbers go to its subfolder results/."""
+    chosen = os.environ.get("FLOWN_RESULTS")
+    if chosen:
+        return Path(chosen)
+    return project_root() / ("build/smoke-figures" if profile == "smoke" else "figures")
+
+
+def record(quantity: str, method: str, setting: Mapping[str, Any], interval: Interval, seeds: Sequence[int]) -> dict[str, Any]:
+    """One checked record: what was measured, of which method, under which setting, with its interval and seeds.
+
+    Raises:
+        ValueError: for an infinite interval, a quantity outside the vocabulary or anything else that `check` refuses.
+    """
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        raise ValueError(f"{quantity} of {method} has no finite interval: report at least two independent units")
+    made = {"quantity": quantity, "method": method, "setting": dict(setting), **interval.as_record(), "seeds": list(seeds)}
+    check(made)
+    return made
+
+
+def check(made: Mapping[str, Any]) -> None:
+    """Refuse a record that does not fit the schema.
+
+    Raises:
+        ValueError: naming the record and what is wrong with it.
+    """
+    if set(made) != RECORD_KEYS:
+        raise ValueError(f"a record has the keys {', '.join(sorted(RECORD_KEYS))}, not {', '.join(sorted(map(str, made)))}")
+    name = f"the record {made['quantity']!r} of {made['method']!r}"
+    if made["quantity"] not in QUANTITIES:
+        raise ValueError(f"{name}: unknown quantity, choose one of {', '.join(QUANTITIES)} or add it to results.QUANTITIES")
+    if not isinstance(made["method"], str) or not re.fullmatch(r"[a-z0-9_.]+", made["method"]):
+        raise ValueError(f"{name}: a method's name is made of a-z, 0-9, _ and .")
+    if not isinstance(made["setting"], dict) or not all(
+        isinstance(key, str) and isinstance(value, str | int | float | bool) for key, value in made["setting"].items()
+    ):
+        raise ValueError(f"{name}: a setting maps names to plain text, numbers or booleans, not {made['setting']!r}")
+    _check_numbers(made, name)
+
+
+def _check_numbers(made: Mapping[str, Any], name: str) -> None:
+    bounds = [made["low"], made["value"], made["high"]]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in bounds):
+        raise ValueError(f"{name}: value, low and high have to be finite numbers, not {bounds}")
+    if bounds != sorted(bounds):
+        raise ValueError(f"{name}: needs low <= value <= high, not {bounds}")
+    if type(made["n"]) is not int or made["n"] < 1:
+        raise ValueError(f"{name}: n is a whole number of at least 1, not {made['n']!r}")
+    if not made["seeds"] or not all(type(seed) is int for seed in made["seeds"]):
+        raise ValueError(f"{name}: seeds is a list of at least one whole number, not {made['seeds']!r}")
+
+
+def check_all(records: Sequence[Mapping[str, Any]]) -> None:
+    """Check every record, and that no two answer the same question.
+
+    Raises:
+        ValueError: naming the first record that is wrong.
+    """
+    seen = set()
+    for made in records:
+        check(made)
+        address = (made["quantity"], made["method"], json.dumps(made["setting"], sort_keys=True))
+        if address in seen:
+            raise ValueError(f"two records of {address[0]} of {address[1]} have the same setting {address[2]}: tell them apart")
+        seen.add(address)
+
+
+def write(name: str, profile: str, records: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
+    """Write records to results/<name>.json in the profile's folder, all of them or none; returns the file's path.
+
+    `extra` holds further facts about the run, such as a study's settings and code version.
+
+    Raises:
+        ValueError: for a name that is no plain file name, or a record outside the schema.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"a results file is named by a-z, 0-9 and _, not {name!r}")
+    check_all(records)
+    text = json.dumps({"notebook": name, "profile": profile, **extra, "records": list(records)}, indent=1) + "\n"
+    path = results_folder(profile) / "results" / f"{name}.json"
+    _replace(path, text.encode())
+    return path
+
+
+def read(name: str, folder: Path | str | None = None) -> dict[str, Any]:
+    """The contents of <name>.json among the committed results, or in another results folder.
+
+    Raises:
+        ValueError: if the file is absent, is no results file, or holds a record outside the schema.
+    """
+    path = Path(folder or project_root() / "figures" / "results") / f"{name}.json"
+    if not path.is_file():
+        maker = f"python -m flownlib study {name.removeprefix('study_')}" if name.startswith("study_") else f"notebook {name}"
+        raise ValueError(f"there are no results {path.name} yet: run {maker}")
+    try:
+        found = json.loads(path.read_text())
+        check_all(found["records"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} is not a results file ({type(error).__name__}): make it again") from None
+    return found
+
+
+def save_figure(figure: Figure, filename: str, profile: str) -> Path:
+    """Save a figure as a small PNG in the profile's folder, the same bytes on the same machine; returns its path.
+
+    Raises:
+        ValueError: for a file name other than a-z, 0-9, _ and .png.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+\.png", filename):
+        raise ValueError(f"a figure is named by a-z, 0-9 and _ and ends in .png, not {filename!r}")
+    path = results_folder(profile) / filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    # without "Software" the file does not change with matplotlib's version alone
+    figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
+    path.write_bytes(smaller_png(buffer.getvalue()))
+    return path
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whatever interrupts the write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""The zoo browser: two networks side by side, what they see, where they err, and the way from one to the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import torch
+from ipywidgets import IntSlider
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from flownlib.networks import Classifier
+from flownlib.plots.panel import Panel
+from flownlib.plots.style import GREY, INK, PALETTE, free_figure
+from flownlib.scoring import Split, logits_of
+
+SHOWN = 8  # wrong images of each network
+
+
+@dataclass(frozen=True)
+class Browsing:
+    """Everything that can be shown of n networks, by "raw" or "aligned" where that matters.
+
+    predicted int64 [n, images]; filters [n, f, k, k]; lines [n, n, stops], the accuracy from network a to network b.
+    """
+
+    images: Tensor
+    labels: Tensor
+    predicted: Tensor
+    filters: dict[str, Tensor]
+    lines: dict[str, Tensor]
+
+    def accuracy(self, network: int) -> float:
+        """Share of the images that a network gets right."""
+        return (self.predicted[network] == self.labels).float().mean().item()
+
+    def common_errors(self, a: int, b: int) -> float:
+        """Errors that both make, as a share of those that either makes (intersection over union)."""
+        wrong = self.predicted != self.labels
+        return ((wrong[a] & wrong[b]).sum() / (wrong[a] | wrong[b]).sum().clamp(min=1)).item()
+
+
+def line(a: Tensor, b: Tensor, stops: int) -> Tensor:
+    """Networks [stops, p] from a to b: (1 - s) a + s b."""
+    share = torch.linspace(0, 1, stops, dtype=a.dtype)[:, None]
+    return (1 - share) * a + share * b
+
+
+def browse(model: Classifier, raw: Tensor, aligned: Tensor, split: Split, stops: int = 11) -> Browsing:
+    """Evaluate the networks [n, p], the same networks aligned, and the lines between all pairs of either."""
+    pairs = list(combinations(range(len(raw)), 2))
+    predicted = logits_of(model, raw, split.x).argmax(-1)
+    diagonal = (predicted == split.y).float().mean(1)
+    lines = {}
+    for name, weights in {"raw": raw, "aligned": aligned}.items():
+        points = torch.cat([line(weights[a], weights[b], stops) for a, b in pairs])
+        found = (logits_of(model, points, split.x).argmax(-1) == split.y).float().mean(1).view(len(pairs), stops)
+        table = diagonal[:, None, None].repeat(1, len(raw), stops)
+        for (a, b), accuracy in zip(pairs, found, strict=True):
+            table[a, b], table[b, a] = accuracy, accuracy.flip(0)
+        lines[name] = table
+    first = f"{model.layer_names[0]}.weight"
+    filters = {name: model.layout.views(w)[first][:, :, 0] for name, w in {"raw": raw, "aligned": aligned}.items()}
+    return Browsing(split.x[:, 0], split.y, predicted, filters, lines)
+
+
+def draw(browsing: Browsing, first: int, second: int) -> Figure:
+    """Two networks: their filters raw and aligned, their errors, and the accuracy along the line between them."""
+    fig = free_figure(11, 5.0)
+    _draw_filters(fig, browsing, first, second)
+    for row, network in enumerate((first, second)):
+        _draw_errors(fig, browsing, network, (0.06, 0.21 - 0.19 * row, 0.49, 0.115))
+    _draw_line(fig.add_axes((0.645, 0.12, 0.34, 0.78)), browsing, first, second)
+    return fig
+
+
+def _draw_filters(fig: Figure, browsing: Browsing, first: int, second: int) -> None:
+    count, size = browsing.filters["raw"].shape[1:3]
+    rows = []
+    for kind in ("raw", "aligned"):
+        for network in (first, second):
+            strip = torch.full((size, count * (size + 1)), float("nan"))
+            for i, kernel in enumerate(browsing.filters[kind][network]):
+                strip[:, i * (size + 1) : i * (size + 1) + size] = kernel / kernel.abs().max()
+            rows += [strip, torch.full((1 if network == first else 3, strip.shape[1]), float("nan"))]
+    ax = fig.add_axes((0.06, 0.44, 0.49, 0.50))
+    ax.imshow(torch.cat(rows[:-1]).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    ax.set_title("first-layer filters, each scaled to its largest weight", fontsize=10)
+    starts = [size / 2 - 0.5, 1.5 * size + 0.5, 2.5 * size + 3.5, 3.5 * size + 4.5]
+    names = [f"{network}\n{kind}" for kind in ("raw", "aligned") for network in (first, second)]
+    ax.set_yticks(starts, names, fontsize=9)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _draw_errors(fig: Figure, browsing: Browsing, network: int, place: tuple[float, float, float, float]) -> None:
+    wrong = (browsing.predicted[network] != browsing.labels).nonzero()[:SHOWN, 0]
+    ax = fig.add_axes(place)
+    ax.axis("off")
+    ax.set_title(f"network {network}: some errors (its answer, the right one)", fontsize=10, pad=14)
+    if not len(wrong):
+        return
+    strip = torch.cat(list(browsing.images[wrong]), dim=1)
+    ax.imshow(strip.numpy(), cmap=plt.get_cmap("gray_r", 8), interpolation="nearest", aspect="auto")
+    width = browsing.images.shape[-1]
+    ax.set_xlim(0, SHOWN * width)
+    for i, image in enumerate(wrong.tolist()):
+        answer, right = int(browsing.predicted[network, image]), int(browsing.labels[image])
+        ax.text((i + 0.5) * width, -1, f"{answer}, {right}", ha="center", va="bottom", fontsize=8, color=INK)
+
+
+def _draw_line(ax: plt.Axes, browsing: Browsing, first: int, second: int) -> None:
+    stops = browsing.lines["raw"].shape[-1]
+    share = torch.linspace(0, 1, stops).numpy()
+    for color, (kind, lines) in zip((PALETTE[1], PALETTE[0]), browsing.lines.items(), strict=True):
+        curve = lines[first, second]
+        label = f"{kind}: {curve[stops // 2]:.2f} at the midpoint"
+        ax.plot(share, curve.numpy(), color=color, lw=2.2, marker="o", ms=4, label=label)
+    ax.axhline(1 / (int(browsing.labels.max()) + 1), color=GREY, lw=1, ls="--")
+    same = browsing.common_errors(first, second)
+    ax.set_title(
+        f"networks {first} ({browsing.accuracy(first):.3f}) and {second} ({browsing.accuracy(second):.3f}),\n"
+        f"{same:.0%} of their errors in common",
+        fontsize=10,
+    )
+    ax.set(xlabel=f"share of network {second}", ylabel="test accuracy", ylim=(0, 1.15), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    ax.legend(loc="upper center", fontsize=9)
+
+
+def zoo_browser(browsing: Browsing) -> Panel:
+    """Two sliders, one for each network."""
+    last = len(browsing.predicted) - 1
+    controls = {
+        "first": IntSlider(0, 0, last, description="first", continuous_update=False),
+        "second": IntSlider(min(1, last), 0, last, description="second", continuous_update=False),
+    }
+    return Panel(lambda first, second: draw(browsing, first, second), controls, width=880, height=400)

@@ -1,0 +1,61 @@
+"""Which way many networks are trained and evaluated here: compiled lanes or plain PyTorch, and in groups of what size."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from functools import cache
+
+import torch
+
+from flownlib.networks import Classifier
+from flownlib.speed import lanes
+
+log = logging.getLogger(__name__)
+BACKENDS = ("auto", "lanes", "torch")
+FEW = 4  # networks; below, filling all lanes costs more than it saves
+
+
+def choose(backend: str, model: Classifier, dtype: torch.dtype, device: str = "cpu", networks: int = FEW) -> str:
+    """ "lanes" or "torch". "auto" takes the environment variable FLOWN_BACKEND, else the compiled lanes where they work.
+
+    Raises:
+        ValueError: for an unknown backend, or if "lanes" is asked for where they do not work.
+    """
+    wanted = (os.environ.get("FLOWN_BACKEND") or "auto") if backend == "auto" else backend
+    if wanted not in BACKENDS:
+        raise ValueError(f"there is no backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
+    if wanted == "torch" or (wanted == "auto" and (networks < FEW or not isinstance(model, Classifier))):
+        return "torch"
+    reason = why_not_lanes(model, dtype, device)
+    if reason and wanted == "lanes":
+        raise ValueError(f"the compiled backend cannot be used: {reason}")
+    return "torch" if reason else "lanes"
+
+
+@cache
+def why_not_lanes(model: Classifier, dtype: torch.dtype, device: str) -> str | None:
+    """Why the compiled backend cannot be used, said once in the log; None where it can."""
+    if device != "cpu":
+        return f"it runs on the processor, and the weights are on {device}"
+    try:
+        lanes.kernel(model, dtype)
+    except lanes.LanesError as error:
+        log.warning("training with plain PyTorch, several times slower than compiled: %s", error)
+        return str(error)
+    return None
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep freed memory for reuse, for a fresh page costs more than the arithmetic on it.
+
+    Returns whether the library knows how (glibc does).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    trim, top_pad, mmap_threshold = -1, -2, -3
+    return all([mallopt(mmap_threshold, 2**25), mallopt(trim, 2**31 - 1), mallopt(top_pad, 2**26)])

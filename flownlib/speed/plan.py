@@ -1,0 +1,52 @@
+"""What is decided before training begins: hyper-parameters, seeds, initial weights, and who sees which images when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flownlib.networks import Classifier
+from flownlib.optimisation import seeded
+
+
+@dataclass(frozen=True)
+class Training:
+    """Adam with a constant learning rate and L2 weight decay over shuffled minibatches."""
+
+    epochs: int = 15
+    batch_size: int = 50
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps on a training split of that many images; an incomplete last batch is dropped."""
+        return self.epochs * (images // self.batch_size)
+
+
+def initial_weights(model: Classifier, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """One freshly initialised network a seed [m, p]; a seed gives the same network whatever the others are."""
+    return torch.cat([model.initialise(1, seeded(seed, 1), dtype) for seed in seeds])
+
+
+def minibatch_orders(seeds: Sequence[int], images: int, training: Training, fractions: Sequence[float] | None = None) -> Tensor:
+    """Which images each network sees at each step: int64 [m, steps, batch]. Every epoch is a fresh permutation.
+
+    A network with a data fraction below 1 goes over its own random subset again and again for the same number of steps.
+
+    Raises:
+        ValueError: if a fraction leaves less than one batch.
+    """
+    orders, steps = [], training.steps(images)
+    for seed, fraction in zip(seeds, fractions or [1.0] * len(seeds), strict=True):
+        generator, count = seeded(seed, 2), round(images * fraction)
+        if count < training.batch_size:
+            raise ValueError(f"a data fraction of {fraction} leaves {count} images, less than a batch of {training.batch_size}")
+        chosen = torch.arange(images) if count == images else torch.randperm(images, generator=seeded(seed, 3))[:count]
+        used = count // training.batch_size * training.batch_size
+        passes = -(-steps * training.batch_size // used)
+        epochs = [chosen[torch.randperm(count, generator=generator)[:used]] for _ in range(passes)]
+        orders.append(torch.cat(epochs)[: steps * training.batch_size].view(steps, training.batch_size))
+    return torch.stack(orders)

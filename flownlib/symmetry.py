@@ -1,0 +1,182 @@
+"""The symmetries at work: units exchanged, units rescaled, and the scales that make a network canonical."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from flownlib import symmetry as actions
+from flownlib import symmetry as matching
+from flownlib import weights as description
+from flownlib.extensions import traced_symmetry as derivation
+from flownlib.extensions.modules import ModuleClassifier
+from flownlib.extensions.traced_symmetry import symmetries
+from flownlib.networks import Classifier
+from flownlib.weights import Axis, Group, Norm, Rescaling, Tensors
+from flownlib.zoo import Zoo
+
+SMALLEST_VARIANCE = 1e-4  # of a channel that is brought to variance one; a dead one keeps a finite scale
+
+
+def permute(tensors: Tensors, group: Group, order: Tensor) -> Tensors:
+    """Put unit order[i] of each network in place i. order: int64 [m, units]. The function is unchanged."""
+    rows = torch.arange(len(order))[:, None]
+    for axis in group.axes:
+        # [m, units, before, after]: indexing the first two dimensions is several times faster than gathering along the third
+        moved = axis.units(tensors).transpose(1, 2)[rows, order].transpose(1, 2)
+        tensors = tensors | {axis.tensor: moved.reshape_as(tensors[axis.tensor])}
+    return tensors
+
+
+def rescale(tensors: Tensors, rescaling: Rescaling, scale: Tensor) -> Tensors:
+    """Multiply each unit's incoming weights by its scale [m, units] > 0, divide the outgoing. The function is unchanged."""
+    return _multiply(_multiply(tensors, rescaling.multiplied, scale), rescaling.divided, 1 / scale)
+
+
+def standardise(tensors: Tensors, norm: Norm) -> Tensors:
+    """Rescale each channel in front of a batch norm so that its variance, epsilon included, is one.
+
+    With v = variance + epsilon, the new variance v / max(v, SMALLEST_VARIANCE) - epsilon is not negative if the old one is not.
+    """
+    variance = tensors[norm.variance.tensor] + norm.epsilon
+    scale = variance.clamp(min=SMALLEST_VARIANCE).rsqrt()
+    # variance' + epsilon = s² (variance + epsilon)
+    moved = tensors | {norm.variance.tensor: scale.square() * variance - norm.epsilon}
+    return _multiply(moved, norm.multiplied, scale)
+
+
+def balance(model: Classifier | ModuleClassifier, weights: Tensor, rounds: int = 20) -> Tensor:
+    """Rescale every hidden unit [m, p] → [m, p] until the norms of its incoming and outgoing weights agree.
+
+    Channels in front of a batch norm are brought to variance one. The function of each network is unchanged.
+
+    Raises:
+        ValueError: if the symmetries of the model are not known.
+    """
+    known, tensors = symmetries(model), model.layout.views(weights)
+    for norm in known.norms:
+        tensors = standardise(tensors, norm)
+    for _ in range(rounds):
+        for rescaling in known.rescalings:
+            into, out = _norms(tensors, rescaling.multiplied), _norms(tensors, rescaling.divided)
+            # s = sqrt(|out| / |in|); units that are dead on one side keep a finite scale
+            tensors = rescale(tensors, rescaling, ((out + 1e-4) / (into + 1e-4)).sqrt().clamp(0.1, 10))
+    return model.layout.join(tensors)
+
+
+def _norms(tensors: Tensors, axes: tuple[Axis, ...]) -> Tensor:
+    """Euclidean norm of each unit's weights along some axes: [m, units]."""
+    return sum(axis.units(tensors).square().sum(dim=(1, 3)) for axis in axes).sqrt()
+
+
+def _multiply(tensors: Tensors, axes: tuple[Axis, ...], scale: Tensor) -> Tensors:
+    for axis in axes:
+        scaled = axis.units(tensors) * scale[:, None, :, None]
+        tensors = tensors | {axis.tensor: scaled.reshape_as(tensors[axis.tensor])}
+    return tensors
+
+
+def match(
+    model: Classifier | ModuleClassifier, weights: Tensor, reference: Tensor, generator: torch.Generator, restarts: int = 3
+) -> Tensor:
+    """Permute each network's hidden units [m, p] to maximise its inner product with the reference [p].
+
+    Coordinate ascent over groups of units, each step an exact assignment, from the network's own order and from random ones.
+
+    Raises:
+        ValueError: if the symmetries of the model are not known.
+    """
+    best, best_score = weights, weights @ reference
+    groups, target = symmetries(model).groups, model.layout.views(reference[None])
+    for restart in range(restarts):
+        tensors = model.layout.views(weights)
+        if restart:
+            for group in groups:
+                order = torch.rand(len(weights), group.units, generator=generator).argsort(1)
+                tensors = permute(tensors, group, order)
+        result = model.layout.join(_ascend(groups, tensors, target))
+        score = result @ reference
+        better = score > best_score
+        best, best_score = torch.where(better[:, None], result, best), torch.where(better, score, best_score)
+    return best
+
+
+def _ascend(groups: tuple[Group, ...], tensors: Tensors, target: Tensors, most: int = 20) -> Tensors:
+    for _ in range(most):
+        moved = False
+        for group in groups:
+            costs = -_similarity(target, tensors, group).double().cpu().numpy()
+            order = torch.from_numpy(np.stack([linear_sum_assignment(cost)[1] for cost in costs]))
+            if not torch.equal(order, torch.arange(group.units).expand_as(order)):
+                tensors, moved = permute(tensors, group, order), True
+        if not moved:
+            break
+    return tensors
+
+
+def _similarity(reference: Tensors, tensors: Tensors, group: Group) -> Tensor:
+    """Inner products between unit i of the reference and unit j of each network: [m, units, units]."""
+    pairs = [(axis.units(reference)[0], axis.units(tensors)) for axis in group.axes]
+    return sum(torch.einsum("bia,mbja->mij", fixed, moving) for fixed, moving in pairs)
+
+
+@dataclass(frozen=True)
+class Aligner:
+    """Balances networks and matches their hidden units to the reference [p] of their task, or to the joint one [p]."""
+
+    model: Classifier | ModuleClassifier
+    references: dict[str, Tensor] = field(default_factory=dict)
+    joint: Tensor | None = None
+
+    @classmethod
+    def fit(cls, zoo: Zoo, seed: int = 0, rounds: int = 4, restarts: int = 3, reference: str = "task") -> Aligner:
+        """Match to the running mean of the aligned networks: of all tasks together first, then of each task.
+
+        The joint rounds put the tasks' references in one frame; the tasks' own rounds let their networks agree better.
+
+        Args:
+            reference: "task", or "joint" to stop after the joint rounds: one reference, for tasks outside the zoo too.
+
+        Raises:
+            ValueError: for another reference, or if the symmetries of the zoo's model are not known.
+        """
+        if reference not in ("task", "joint"):
+            raise ValueError(f'the reference is "task" or "joint", not {reference!r}')
+        generator = torch.Generator().manual_seed(seed)
+        weights = balance(zoo.model, zoo.weights)
+        joint = weights[0]
+        for _ in range(rounds):
+            weights = match(zoo.model, weights, joint, generator, restarts)
+            joint = weights.mean(0)
+        if reference == "joint":
+            return cls(zoo.model, joint=joint)
+        aligned, references = zoo.with_weights(weights), {}
+        for task in zoo.tasks:
+            own = aligned.task(task).weights
+            for _ in range(rounds):
+                own = match(zoo.model, own, own.mean(0), generator, restarts)
+            references[task] = own.mean(0)
+        return cls(zoo.model, references)
+
+    def __call__(self, zoo: Zoo, seed: int = 0, restarts: int = 6) -> Zoo:
+        """The same networks, as functions, in canonical form.
+
+        Raises:
+            ValueError: if the aligner has no reference for a task.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        weights = balance(self.model, zoo.weights)
+        for task in zoo.tasks:
+            reference = self.references.get(task, self.joint)
+            if reference is None:
+                raise ValueError(f'there is no reference for task {task!r}; fit the aligner with reference="joint"')
+            rows = torch.tensor((zoo.table["task"] == task).to_numpy())
+            weights[rows] = match(self.model, weights[rows], reference, generator, restarts)
+        return zoo.with_weights(weights)
+
+
+CODE = (description, derivation, actions, matching)  # what a cached result of this package depends on
