@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flownlib import encoders as base
-from flownlib import encoders as linear
-from flownlib import vae
-from flownlib.extensions import distilled_lora as distilled
-from flownlib.extensions import graph_encoder as graph
-from flownlib.extensions import graph_widths as widths
-from flownlib.extensions import lora
-from flownlib.extensions import weight_tokens as networks
-from flownlib.extensions.distilled_lora import DistilledLoRA
-from flownlib.extensions.lora import LoRA
-from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.scoring import Task, score
-from flownlib.vae import VAE
-from flownlib.weights import Artifact, ArtifactError, Layout
+from flownlib.weights import Artifact, Layout
 from flownlib.zoo import Zoo
 
 
@@ -213,24 +200,3 @@ class PCA:
     def decode(self, latents: Tensor) -> Tensor:
         """Weights [n, p]."""
         return self.standardiser.inverse(latents * self.deviations @ self.components)
-
-
-CODE = (base, linear, networks, graph, vae, widths, lora, distilled)  # what a cached result of this package depends on
-KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE, "lora": LoRA, "lora_distilled": DistilledLoRA}
-
-
-def save(encoder: Encoder, path: Path | str) -> None:
-    """Write a folder with safetensors and JSON, all or nothing."""
-    save_artifact(path, encoder.as_artifact())
-
-
-def load(path: Path | str) -> Encoder:
-    """Read what `save` wrote; it decodes to the same bits.
-
-    Raises:
-        ArtifactError: if the folder is missing, damaged or holds no encoder.
-    """
-    artifact = load_artifact(path)
-    if artifact.meta.get("encoder") not in KINDS:
-        raise ArtifactError(f"{path} is not an encoder; it says it is {artifact.meta.get('encoder')!r}.")
-    return KINDS[artifact.meta["encoder"]].from_artifact(artifact)

@@ -22,12 +22,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from flownlib import flow as couplings
-from flownlib import flow as fitting
-from flownlib import flow as networks
-from flownlib import flow as paths
-from flownlib import flow as priors
-from flownlib import solvers
 from flownlib.optimisation import moving_average, warmup_cosine
 
 PREDICTIONS = ("velocity", "x_1", "noise")
@@ -387,6 +381,3 @@ def train_flow(
             log.dispersions.append((step, dispersion(average.module)))
     log.warn_of_collapse()
     return average.module.eval(), log
-
-
-CODE = (paths, couplings, priors, networks, solvers, fitting)  # what a cached result of this package depends on

@@ -1,8 +1,8 @@
-"""Priors: where a flow starts. Anything with `sample(n, generator)` will do; a density is needed for likelihoods only."""
+"""One protocol for everything that samples weights, and the method itself: flow matching on the latents of any encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from flownlib.encoders import Encoder
-from flownlib.extensions.neuron_tokens import NeuronTokens
 from flownlib.flow import PATHS, FlowLog, FlowTraining, GaussianPrior, Prior, VelocityMLP, VelocityNetwork, couple, train_flow
 from flownlib.solvers import Trajectory, guided, integrate, log_likelihood
 from flownlib.zoo import Zoo
@@ -110,6 +109,18 @@ def nearest_task(centres: Contexts, y: Tensor) -> str:
     return min(centres, key=lambda name: float((centres[name] - y).norm()))
 
 
+def velocity_perceptron(generator: FlowGenerator, zoo: Zoo) -> VelocityMLP:
+    """The default velocity network: a residual perceptron on the encoder's latents."""
+    return VelocityMLP(
+        generator.encoder.latent_dim,
+        generator.contexts.dim,
+        generator.width,
+        predicts=generator.predicts,
+        path=PATHS[generator.path](),
+        context=deepcopy(generator.conditioner),
+    )
+
+
 @dataclass
 class FlowGenerator:
     """Samples x_0 from a prior, carries it along v(x, t; y) to x_1, decodes x_1 to weights (FLoWN's recipe).
@@ -118,7 +129,7 @@ class FlowGenerator:
 
     Args:
         predicts: one of `flow.PREDICTIONS`. path: one of `flow.PATHS`. coupling: one of `flow.COUPLINGS`. prior: a standard
-            Gaussian by default. tokens: a transformer over neurons in place of the perceptron, for `WeightSpace` only.
+            Gaussian by default. network: makes the velocity network from this generator and the zoo, a perceptron by default.
         conditioner: a module that reads contexts y [n, c] into [n, width], in place of a perceptron; trained with the flow.
     """
 
@@ -133,7 +144,7 @@ class FlowGenerator:
     path: str = "straight"
     coupling: str = "independent"
     prior: Prior | None = None
-    tokens: bool = False
+    network: Callable[[FlowGenerator, Zoo], VelocityNetwork] = velocity_perceptron
     conditioner: nn.Module | None = None
     progress: bool = False
     log: FlowLog = field(default_factory=FlowLog, repr=False)
@@ -152,7 +163,7 @@ class FlowGenerator:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.network(zoo)
+            network = self.network(self, zoo)
         generator = torch.Generator().manual_seed(seed)
         self.velocity, self.log = train_flow(
             network,
@@ -163,14 +174,6 @@ class FlowGenerator:
             dispersion=lambda velocity: self.dispersion(velocity, latents, task_of),
         )
         return self
-
-    def network(self, zoo: Zoo) -> VelocityNetwork:
-        """The velocity network before training."""
-        path, context_dim = PATHS[self.path](), self.contexts.dim
-        if self.tokens:
-            return NeuronTokens(zoo.layout, zoo.model.num_classes, context_dim, self.width, predicts=self.predicts, path=path)
-        reader = deepcopy(self.conditioner)
-        return VelocityMLP(self.encoder.latent_dim, context_dim, self.width, predicts=self.predicts, path=path, context=reader)
 
     @torch.no_grad()
     def dispersion(self, velocity: VelocityNetwork, latents: Tensor, task_of: Tensor, n: int = 32) -> float:

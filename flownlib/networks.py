@@ -1,6 +1,8 @@
-"""Two convolutions, written for many networks side by side: the same numbers as torch's own, sooner.
+"""What a classifier is, and the small networks whose weights we generate, evaluated many at once.
 
-Nearly all the time of training a group of small networks goes into these, so their backward passes are spelt out.
+A classifier is data (a tuple of layers), so its forward pass, its plain `torch.nn` module and its symmetries all come
+from one description. Nearly all the time of training a group of them goes into their convolutions, so the backward
+passes of these are spelt out: the same numbers as torch's own, sooner.
 """
 
 from __future__ import annotations
@@ -12,12 +14,34 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.weights import Layout
+from flownlib.weights import Axis, Group, Layout, Rescaling, Symmetries
+
+
+class Model(Protocol):
+    """Anything whose weights can be put in a zoo: it says where each number lies, and runs many networks at once."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    layout: Layout
+    num_classes: int
+    largest_activation: int  # numbers in the largest activation of one network on one image
+    symmetries: Symmetries  # asking raises ValueError where they are not known
+
+    def initialise(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Fresh weights [n, p]."""
+
+    def forward(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Logits [m, b, classes] of m networks [m, p] on images [b, c, h, w], or on each one's own [m, b, c, h, w]."""
+
+    def module(self) -> nn.Module:
+        """A fresh plain module of this kind."""
+
 
 backward_of_convolution = torch.ops.aten.convolution_backward
 
@@ -121,6 +145,20 @@ class Classifier:
             else:
                 sizes.append(layer.out_features)
         return max(sizes)
+
+    @cached_property
+    def symmetries(self) -> Symmetries:
+        """Layer by layer: units are the rows of one layer and the columns of the next."""
+        groups, rescalings = [], []
+        names, shapes = self.layer_names, dict(zip(self.layout.names, self.layout.shapes, strict=True))
+        for name, following, layer in zip(names[:-1], names[1:], self.layers[1:], strict=True):
+            (units,) = shapes[f"{name}.bias"]
+            repeat = layer.in_features // units if isinstance(layer, Linear) else 1
+            into = (Axis(f"{name}.weight", 0), Axis(f"{name}.bias", 0))
+            out = (Axis(f"{following}.weight", 1, repeat),)
+            groups.append(Group(units, into + out))
+            rescalings.append(Rescaling(into, out))
+        return Symmetries(tuple(groups), tuple(rescalings))
 
     @property
     def num_classes(self) -> int:
@@ -268,7 +306,7 @@ def classifier(name: str) -> Classifier:
     return mlp(tuple(hidden), tuple(int(found[i]) for i in (1, 2, 3)), classes)
 
 
-def group_size(model: Classifier, batch: int, weights: Tensor) -> int:
+def group_size(model: Model, batch: int, weights: Tensor) -> int:
     """How many networks plain PyTorch should train at once: on a processor as many as keep to its cache, on a GPU all.
 
     The largest activation of a group may take three times the second-level cache, and the groups are of about one size.

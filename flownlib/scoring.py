@@ -1,16 +1,19 @@
-"""A task: labelled images in three splits, standardised by its training split."""
+"""What is classified, labelled images in three splits, and what many networks do on it: logits, accuracy, loss, errors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib import networks
-from flownlib.networks import Classifier
-from flownlib.speed import backends, lanes
+from flownlib.networks import Model, group_size
+
+# (model, weights, images, backend) → logits, or None where this way does not serve; `flownlib.speed` adds its own
+FastLogits = Callable[[Model, Tensor, Tensor, str], Tensor | None]
+FAST_LOGITS: list[FastLogits] = []
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Task:
 
 
 @torch.no_grad()
-def logits_of(model: Classifier, weights: Tensor, x: Tensor, chunk: int = 50, backend: str = "auto") -> Tensor:
+def logits_of(model: Model, weights: Tensor, x: Tensor, chunk: int = 50, backend: str = "auto") -> Tensor:
     """Logits [m, n, classes] of m networks on n shared images, by whichever backend is the faster one here."""
-    if backends.choose(backend, model, weights.dtype, weights.device.type, len(weights)) == "lanes":
-        return lanes.kernel(model, weights.dtype).logits(weights, x.to(weights.dtype))
+    for fast_logits in FAST_LOGITS:
+        logits = fast_logits(model, weights, x, backend)
+        if logits is not None:
+            return logits
     # in parts whose activations fit the processor's cache
-    groups = weights.split(networks.group_size(model, chunk, weights))
+    groups = weights.split(group_size(model, chunk, weights))
     return torch.cat([torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in groups])
 
 
@@ -77,7 +82,7 @@ class Scores:
     wrong: Tensor
 
 
-def score(model: Classifier, weights: Tensor, x: Tensor, y: Tensor, backend: str = "auto") -> Scores:
+def score(model: Model, weights: Tensor, x: Tensor, y: Tensor, backend: str = "auto") -> Scores:
     """Evaluate m networks [m, p] on images x [n, c, h, w] with labels y [n]."""
     logits = logits_of(model, weights, x, backend=backend)
     wrong = logits.argmax(-1) != y

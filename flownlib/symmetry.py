@@ -1,4 +1,9 @@
-"""The symmetries at work: units exchanged, units rescaled, and the scales that make a network canonical."""
+"""One canonical representative for each network: hidden units exchanged and rescaled without changing the function.
+
+A hidden unit can be exchanged with another of its layer, and after a ReLU it can be rescaled (its inputs by s, its
+outputs by 1/s). A model states both as its `symmetries`; `balance` fixes the scales, `Aligner` the order, by matching
+every network to a reference (Ainsworth et al. 2023).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flownlib import symmetry as actions
-from flownlib import symmetry as matching
-from flownlib import weights as description
-from flownlib.extensions import traced_symmetry as derivation
-from flownlib.extensions.modules import ModuleClassifier
-from flownlib.extensions.traced_symmetry import symmetries
-from flownlib.networks import Classifier
+from flownlib.networks import Model
 from flownlib.weights import Axis, Group, Norm, Rescaling, Tensors
 from flownlib.zoo import Zoo
 
@@ -49,7 +48,7 @@ def standardise(tensors: Tensors, norm: Norm) -> Tensors:
     return _multiply(moved, norm.multiplied, scale)
 
 
-def balance(model: Classifier | ModuleClassifier, weights: Tensor, rounds: int = 20) -> Tensor:
+def balance(model: Model, weights: Tensor, rounds: int = 20) -> Tensor:
     """Rescale every hidden unit [m, p] → [m, p] until the norms of its incoming and outgoing weights agree.
 
     Channels in front of a batch norm are brought to variance one. The function of each network is unchanged.
@@ -57,7 +56,7 @@ def balance(model: Classifier | ModuleClassifier, weights: Tensor, rounds: int =
     Raises:
         ValueError: if the symmetries of the model are not known.
     """
-    known, tensors = symmetries(model), model.layout.views(weights)
+    known, tensors = model.symmetries, model.layout.views(weights)
     for norm in known.norms:
         tensors = standardise(tensors, norm)
     for _ in range(rounds):
@@ -81,7 +80,7 @@ def _multiply(tensors: Tensors, axes: tuple[Axis, ...], scale: Tensor) -> Tensor
 
 
 def match(
-    model: Classifier | ModuleClassifier, weights: Tensor, reference: Tensor, generator: torch.Generator, restarts: int = 3
+    model: Model, weights: Tensor, reference: Tensor, generator: torch.Generator, restarts: int = 3
 ) -> Tensor:
     """Permute each network's hidden units [m, p] to maximise its inner product with the reference [p].
 
@@ -91,7 +90,7 @@ def match(
         ValueError: if the symmetries of the model are not known.
     """
     best, best_score = weights, weights @ reference
-    groups, target = symmetries(model).groups, model.layout.views(reference[None])
+    groups, target = model.symmetries.groups, model.layout.views(reference[None])
     for restart in range(restarts):
         tensors = model.layout.views(weights)
         if restart:
@@ -128,7 +127,7 @@ def _similarity(reference: Tensors, tensors: Tensors, group: Group) -> Tensor:
 class Aligner:
     """Balances networks and matches their hidden units to the reference [p] of their task, or to the joint one [p]."""
 
-    model: Classifier | ModuleClassifier
+    model: Model
     references: dict[str, Tensor] = field(default_factory=dict)
     joint: Tensor | None = None
 
@@ -177,6 +176,3 @@ class Aligner:
             rows = torch.tensor((zoo.table["task"] == task).to_numpy())
             weights[rows] = match(self.model, weights[rows], reference, generator, restarts)
         return zoo.with_weights(weights)
-
-
-CODE = (description, derivation, actions, matching)  # what a cached result of this package depends on

@@ -1,11 +1,12 @@
-"""Pairs of networks for an autoencoder of flat weight vectors [n, p]: linear, perceptrons, tokens, p-diff's convolutions.
+"""A variational autoencoder of weights (Kingma & Welling 2014) that is also asked to preserve behaviour.
 
-The first of a pair returns mean and log-variance of the latents, [n, 2k]; the second turns latents [n, k] into weights.
+It is given a pair of networks: the encoder returns mean and log-variance of the latents, [n, 2k], the decoder turns
+latents [n, k] into standardised weights [n, p]. Extensions add pairs of their own to `ARCHITECTURES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -15,8 +16,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from flownlib.encoders import PCA, Standardiser
-from flownlib.extensions import weight_tokens
-from flownlib.extensions.graph_encoder import graph_networks
 from flownlib.networks import Classifier, classifier
 from flownlib.optimisation import warmup_cosine
 from flownlib.scoring import Task
@@ -42,9 +41,6 @@ def perceptrons(p: int, latent_dim: int, width: int) -> Pair:
     return encoder, decoder
 
 
-ARCHITECTURES = ("linear", "mlp", "tokens", "conv1d", "graph")
-
-
 @dataclass(frozen=True)
 class VAESettings:
     """Sizes and loss weights; `probe_images` are the training images on which behaviours are compared at each step.
@@ -65,39 +61,42 @@ class VAESettings:
     behaviour_loss: float = 1.0
     kl_loss: float = 1e-3
     latent_noise: float = 0.0
-    architecture: str = "mlp"  # one of ARCHITECTURES
+    architecture: str = "mlp"  # a name in ARCHITECTURES
     token_size: int = 64  # weights in a token; 0 makes every unit a token
     node_dim: int = 48
     rounds: int = 2
     probe_images: int = 24
 
 
-def build(model: Classifier, settings: VAESettings) -> Pair:
-    """The pair of networks that the settings name.
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of pair, and what it needs beyond its own layers.
 
-    Raises:
-        ValueError: for an unknown architecture.
+    Args:
+        build: the two networks for a classifier's layout and the settings.
+        standardise: fits the standardiser of weights [n, p] in a layout.
+        begin: sets a fresh VAE's weights from the zoo before training; None leaves torch's initialisation.
+        latent_scale: mean and deviation of latents [n, k], by which they are standardised; None takes each latent's own.
     """
-    p, k, width = model.layout.size, settings.latent_dim, settings.width
-    if settings.architecture == "linear":
-        return linear(p, k)
-    if settings.architecture == "mlp":
-        return perceptrons(p, k, width)
-    if settings.architecture == "tokens":
-        return weight_tokens.tokens(model.layout, k, width, settings.token_size)
-    if settings.architecture == "conv1d":
-        return weight_tokens.convolutions(p, k, width)
-    if settings.architecture == "graph":
-        return graph_networks(model, settings.node_dim, width, settings.rounds)
-    raise ValueError(f"there is no architecture {settings.architecture!r}; choose one of {', '.join(ARCHITECTURES)}")
+
+    build: Callable[[Classifier, VAESettings], Pair]
+    standardise: Callable[[Tensor, Layout], Standardiser] = Standardiser.fit
+    begin: Callable[[VAE, Zoo], None] | None = None
+    latent_scale: Callable[[VAE, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class VAE(nn.Module):
-    """Encoder and decoder are networks on standardised weights; latents are standardised posterior means."""
+    """Encoder and decoder are networks on standardised weights; latents are standardised posterior means.
 
-    def __init__(self, model: Classifier, settings: VAESettings) -> None:
+    Args:
+        model: whose weights are encoded.
+        settings: sizes and loss weights.
+        pair: encoder and decoder; by default those of the architecture that the settings name.
+    """
+
+    def __init__(self, model: Classifier, settings: VAESettings, pair: Pair | None = None) -> None:
         super().__init__()
-        self.encoder, self.decoder = build(model, settings)
+        self.encoder, self.decoder = pair or architecture(settings.architecture).build(model, settings)
         p, k = model.layout.size, getattr(self.encoder, "latent_dim", settings.latent_dim)
         self.model, self.settings, self.latent_dim = model, settings, k
         for name, size in {"mean": p, "scale": p, "latent_mean": k, "latent_std": k}.items():
@@ -187,12 +186,12 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = VAE(zoo.model, settings)
-    fit = Standardiser.by_tensor if settings.architecture == "graph" else Standardiser.fit
-    standardiser = fit(zoo.weights, zoo.layout)
+    kind = architecture(settings.architecture)
+    standardiser = kind.standardise(zoo.weights, zoo.layout)
     vae.mean.copy_(standardiser.mean)
     vae.scale.copy_(standardiser.scale)
-    if settings.architecture == "linear":
-        start_from_components(vae, zoo)
+    if kind.begin:
+        kind.begin(vae, zoo)
     optimizer = torch.optim.AdamW(vae.parameters(), settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=settings.steps))
     rows = {name: zoo.task(name).weights for name in zoo.tasks}
@@ -232,7 +231,24 @@ def start_from_components(vae: VAE, zoo: Zoo) -> None:
 def standardise_latents(vae: VAE, zoo: Zoo) -> None:
     """Unscaled latents are the usual reason why a generator's networks score at chance."""
     latents, _ = vae.posterior(vae.standardiser.forward(zoo.weights))
-    graph = vae.settings.architecture == "graph"
-    mean, std = vae.encoder.channel_statistics(latents) if graph else (latents.mean(0), latents.std(0))
+    scale = architecture(vae.settings.architecture).latent_scale
+    mean, std = scale(vae, latents) if scale else (latents.mean(0), latents.std(0))
     vae.latent_mean.copy_(mean)
     vae.latent_std.copy_(std + 1e-3)
+
+
+ARCHITECTURES = {
+    "linear": Architecture(lambda model, s: linear(model.layout.size, s.latent_dim), begin=start_from_components),
+    "mlp": Architecture(lambda model, s: perceptrons(model.layout.size, s.latent_dim, s.width)),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        ValueError: if none is registered under it.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

@@ -1,8 +1,4 @@
-"""A content-addressed cache of expensive results: tensors plus JSON, never pickles.
-
-An artefact's address is a hash of its stage, its settings, its inputs' addresses and the source code that
-makes it, so a change to any of them makes a new artefact instead of reusing a stale one.
-"""
+"""Weights as vectors: where each tensor of a state dict lies in one, the exact way back, and which axes carry hidden units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A zoo: many trained classifiers as one table of weights, collected by all cores and resumed where it was left."""
+"""A zoo: the weights of many trained classifiers and a table of what is known about each; select, split by seed, store."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flownlib.extensions.modules import ModuleClassifier
-from flownlib.harness.cache import load_artifact, save_artifact
-from flownlib.networks import Classifier, classifier
+from flownlib.networks import Model, classifier
 from flownlib.weights import Artifact, ArtifactError, Layout
 
 
@@ -23,7 +21,7 @@ class Zoo:
 
     weights: Tensor
     table: pd.DataFrame
-    model: Classifier | ModuleClassifier
+    model: Model
     settings: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -69,19 +67,6 @@ class Zoo:
         digest.update(self.table.to_json(double_precision=15).encode())
         return digest.hexdigest()[:16]
 
-    def save(self, path: Path | str) -> None:
-        """Write a folder with safetensors and JSON, all or nothing."""
-        save_artifact(path, self.as_artifact())
-
-    @classmethod
-    def load(cls, path: Path | str, model: Classifier | ModuleClassifier | None = None) -> Zoo:
-        """Read what `save` wrote. A zoo of a torch module of your own needs its `model` again; others know theirs by name.
-
-        Raises:
-            ArtifactError: if the folder is missing, damaged or not a zoo, or of another model.
-        """
-        return cls.from_artifact(load_artifact(path), path, model)
-
     def as_artifact(self) -> Artifact:
         """The zoo as tensors and JSON."""
         meta = {
@@ -94,7 +79,7 @@ class Zoo:
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, source: Path | str = "the artefact", model: Classifier | ModuleClassifier | None = None
+        cls, artifact: Artifact, source: Path | str = "the artefact", model: Model | None = None
     ) -> Zoo:
         """The inverse of `as_artifact`."""
         meta = artifact.meta

@@ -7,7 +7,7 @@ import torch
 
 from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
 from flownlib.chapters import shared as recipes
-from flownlib.chapters.studies import aggregate
+from flownlib.harness.studies import aggregate
 from flownlib.encoders import PCA, Standardiser, WeightSpace, reconstruct
 from flownlib.evaluation import MEASURES, compare, error_overlap, judge
 from flownlib.flow import FlowTraining

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from flownlib import encoders, symmetry, vae
 from flownlib.chapters import shared as recipes
 from flownlib.chapters.shared import autoencoders
-from flownlib.encoders import KINDS, PCA, Encoder
-from flownlib.extensions import distilled_lora, graph_encoder, graph_widths, lora, weight_tokens
+from flownlib.encoders import PCA, Encoder
 from flownlib.extensions.distilled_lora import DistilledLoRA
 from flownlib.extensions.graph_widths import train_on_widths
 from flownlib.extensions.lora import LoRA
-from flownlib.harness.cache import cached
+from flownlib.harness.memo import memo
 from flownlib.harness.settings import Profile
 from flownlib.scoring import Task
 from flownlib.speed.collect import collect
-from flownlib.vae import train_vae
+from flownlib.vae import VAE, train_vae
 from flownlib.weights import Artifact
 from flownlib.zoo import Zoo
 
-CODE = (*symmetry.CODE, *encoders.CODE)
-OWN = {
-    "pca": (encoders,),
-    "lora": (lora,),
-    "lora_distilled": (lora, vae, distilled_lora),
-    "linear": (vae, weight_tokens, encoders),
-    "vae_graph": (vae, graph_encoder),
-}
+KINDS = {"pca": PCA, "vae": VAE, "lora": LoRA, "lora_distilled": DistilledLoRA}  # by what a stored encoder says it is
 ZOOS = {
     "shared": "one initialisation, independent orders of minibatches",
     "independent": "everything independent, as training left it",
@@ -91,27 +82,25 @@ class Fit:
         return sum(tensor.numel() for tensor in self.encoder.as_artifact().tensors.values() if tensor.is_floating_point())
 
 
-def fit(settings: Profile, seed: int, kind: str, name: str) -> Fit:
-    """One encoder, fitted to one kind of zoo, from the cache if it is there."""
+def stored_fit(artifact: Artifact) -> Fit:
+    """The fit that an artefact holds."""
+    return Fit(KINDS[artifact.meta["encoder"]].from_artifact(artifact), artifact.meta["seconds"])
+
+
+def timed(fit_encoder: Callable[[], Encoder]) -> Artifact:
+    """The encoder as an artefact, with the processor seconds that it took."""
+    start = time.process_time()
+    encoder = fit_encoder()
+    seconds, artifact = time.process_time() - start, encoder.as_artifact()
+    return replace(artifact, meta=artifact.meta | {"seconds": seconds})
+
+
+@memo(stored_fit)
+def fit(settings: Profile, seed: int, kind: str, name: str) -> Artifact:
+    """One encoder, fitted to one kind of zoo."""
     train, _ = split_zoo(settings, seed, kind)
     tasks = recipes.zoo_tasks(settings)
-    trained = autoencoders(settings)
-    chosen = asdict(trained[name]) if name in trained else {"rank": settings.lora_rank, "steps": distillation_steps(settings)}
-    key = {"zoo": train.digest(), "encoder": name, "settings": chosen, "dim": settings.latent_dim, "seed": seed}
-
-    def build() -> Artifact:
-        start = time.process_time()
-        encoder = fitters(settings, seed)[name](train, tasks)
-        seconds, made = time.process_time() - start, encoder.as_artifact()
-        return replace(made, meta=made.meta | {"seconds": seconds})
-
-    own = OWN.get(name, (vae, weight_tokens))
-    return stored_fit(cached("encoder", key, build, code=(*symmetry.CODE, encoders, *own)))
-
-
-def stored_fit(stored: Artifact) -> Fit:
-    """The fit that an artefact holds."""
-    return Fit(KINDS[stored.meta["encoder"]].from_artifact(stored), stored.meta["seconds"])
+    return timed(lambda: fitters(settings, seed)[name](train, tasks))
 
 
 def width_zoos(settings: Profile, seed: int) -> dict[str, tuple[Zoo, Zoo]]:
@@ -124,16 +113,9 @@ def width_zoos(settings: Profile, seed: int) -> dict[str, tuple[Zoo, Zoo]]:
     }
 
 
-def fit_widths(settings: Profile, seed: int, zoos: dict[str, tuple[Zoo, Zoo]]) -> Fit:
+@memo(stored_fit)
+def fit_widths(settings: Profile, seed: int, zoos: dict[str, tuple[Zoo, Zoo]]) -> Artifact:
     """The graph encoder of the comparison, fitted to the first two zoos together, for the first; see `at_width`."""
     seen = [train for train, _ in list(zoos.values())[:2]]
     chosen = autoencoders(settings)["vae_graph"]
-    key = {"zoos": [train.digest() for train in seen], "settings": asdict(chosen), "seed": seed}
-
-    def build() -> Artifact:
-        start = time.process_time()
-        made = train_on_widths(seen, recipes.zoo_tasks(settings), chosen, seed)[0].as_artifact()
-        return replace(made, meta=made.meta | {"seconds": time.process_time() - start})
-
-    code = (*symmetry.CODE, encoders, *OWN["vae_graph"], graph_widths)
-    return stored_fit(cached("encoder-widths", key, build, code=code))
+    return timed(lambda: train_on_widths(seen, recipes.zoo_tasks(settings), chosen, seed)[0])

@@ -14,30 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib import encoders as encoders_base
-from flownlib import networks as classifiers
-from flownlib import networks as operations
-from flownlib import weights as layout
-from flownlib.extensions import bodies
-from flownlib.extensions import lora as encoders_lora
 from flownlib.extensions.bodies import pretrain_body
 from flownlib.extensions.lora import LoRA, adapt
-from flownlib.extensions.modules import ModuleClassifier
-from flownlib.harness.cache import cached
+from flownlib.harness.memo import memo, tensors
 from flownlib.harness.settings import Profile
-from flownlib.networks import Classifier, cnn_medium
+from flownlib.networks import Model, cnn_medium
 from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task, score
-from flownlib.speed import loops, plan
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
-from flownlib.tasks import glyphs, load_task
+from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
 from flownlib.tasks.glyphs import ALPHABETS
-from flownlib.weights import Artifact
 
 log = logging.getLogger(__name__)
-CODE = (bodies, classifiers, operations, layout, plan, loops, glyphs, encoders_base, encoders_lora)
 MODEL = cnn_medium(1)
 RANKS = (1, 2, 4)
 HEAD = ("fc2.*",)
@@ -61,24 +51,24 @@ def alphabets(settings: Profile) -> list[Task]:
     ]
 
 
-def base_weights(settings: Profile, seed: int, tasks: list[Task]) -> Tensor:
-    """The base [p] that the tasks share, with zeros for a head: trained on their training images to tell all classes apart."""
+@memo(tensors)
+def _base(settings: Profile, seed: int, tasks: list[Task]) -> dict[str, Tensor]:
     splits = [task.train for task in tasks]
     fewest = min(int(split.y.bincount().min()) for split in splits)
     classes = [split.x[(split.y == label).nonzero()[:fewest, 0]] for split in splits for label in range(MODEL.num_classes)]
+    return {"base": pretrain_body(MODEL, torch.stack(classes), settings.lora_base_steps, seed)[0]}
 
-    def build() -> Artifact:
-        return Artifact({"base": pretrain_body(MODEL, torch.stack(classes), settings.lora_base_steps, seed)[0]})
 
-    key = {"tasks": [task.name for task in tasks], "images": len(splits[0]), "steps": settings.lora_base_steps, "seed": seed}
-    return cached("lora-base", key, build, code=CODE).tensors["base"]
+def base_weights(settings: Profile, seed: int, tasks: list[Task]) -> Tensor:
+    """The base [p] that the tasks share, with zeros for a head: trained on their training images to tell all classes apart."""
+    return _base(settings, seed, tasks)["base"]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What all methods share: the base [p] of a model, the tasks, and which images each of them sees at each step."""
 
-    model: Classifier | ModuleClassifier
+    model: Model
     base: Tensor
     tasks: list[Task]
     data: Split
@@ -87,7 +77,7 @@ class Comparison:
 
     @classmethod
     def of(
-        cls, model: Classifier | ModuleClassifier, base: Tensor, tasks: list[Task], training: Training, seed: int
+        cls, model: Model, base: Tensor, tasks: list[Task], training: Training, seed: int
     ) -> Comparison:
         """The training images of all tasks in one list, from whose i-th part task i takes its minibatches."""
         count = len(tasks[0].train)

@@ -8,18 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flownlib.chapters import c02_low_rank as studies_lora
-from flownlib.chapters import c07_own as recipes_own
 from flownlib.chapters.c02_low_rank import RANKS, Comparison, compare
 from flownlib.chapters.c07_own import Example, base_checkpoint, colour_task, own_model
-from flownlib.extensions import frozen_prefix as suffix
-from flownlib.extensions import modules
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.lora import LoRA
 from flownlib.harness.settings import Profile
 from flownlib.speed.plan import Training
 
-CODE = (*studies_lora.CODE, modules, suffix, recipes_own, studies_lora)
 MATRICES = ("layer4.*.conv?.weight", "layer4.*.downsample.0.weight")
 WHOLE = ("layer4.*.bn?.*", "layer4.*.downsample.1.*", "fc.*")
 BEFORE, ALPHABETS = "latin", ("greek", "cyrillic", "hebrew")

@@ -8,20 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flownlib import networks as classifiers
-from flownlib import networks as operations
-from flownlib.chapters import c02_encoders as recipes_encoders
 from flownlib.chapters import shared as recipes
 from flownlib.chapters.c02_encoders import COMPARED, REFINED, ZOOS, Fit, fit, fit_widths, split_zoo, width_zoos
 from flownlib.encoders import Encoder, WeightSpace, reconstruct
 from flownlib.extensions.graph_widths import at_width
 from flownlib.harness.settings import Profile
 from flownlib.scoring import Task, score
-from flownlib.speed import loops, plan
-from flownlib.tasks import glyphs
 from flownlib.zoo import Zoo
-
-CODE = (classifiers, operations, plan, loops, glyphs, *recipes_encoders.CODE, recipes_encoders)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from flownlib.chapters import c03_study as studies_generation
 from flownlib.chapters import shared as recipes
 from flownlib.chapters.c03_generation import CHOICES, chosen_flow
 from flownlib.chapters.shared import Setup, caml_flow, setup
@@ -14,7 +13,6 @@ from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 from flownlib.solvers import Trajectory
 
-CODE = studies_generation.CODE
 STEPS = (1, 2, 4, 16)
 SAMPLES = 24  # networks a task
 

@@ -8,29 +8,18 @@ import pandas as pd
 import torch
 
 from flownlib import baselines as nulls
-from flownlib import context, encoders, evaluation, flow, statistics, symmetry
 from flownlib import generators as base
 from flownlib import generators as flows
-from flownlib import networks as classifiers
-from flownlib import networks as operations
 from flownlib.baselines import all_nulls
-from flownlib.chapters import c02_encoders as recipes_encoders
-from flownlib.chapters import c03_generation as recipes_generation
 from flownlib.chapters.shared import GRID, KINDS, Setup, caml_flow, make, setup, tuned
 from flownlib.evaluation import MEASURES, compare, judge
-from flownlib.extensions import backbone, diffusion, regression
+from flownlib.extensions import diffusion, regression
 from flownlib.generators import Generator, others, variant
 from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import score
-from flownlib.speed import loops, plan
-from flownlib.tasks import glyphs
 
 GENERATORS = (base, flows, diffusion, regression, nulls)
-CODE = (
-    *(classifiers, operations, plan, loops, glyphs, backbone, context, *symmetry.CODE, *encoders.CODE, *flow.CODE),
-    *(*GENERATORS, statistics, evaluation, recipes_encoders, recipes_generation),
-)
 FEW = 16  # samples a task to choose settings by
 
 

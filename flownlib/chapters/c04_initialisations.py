@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from flownlib import context as context_module
-from flownlib import encoders, symmetry
-from flownlib import flow as flow_package
-from flownlib import networks as classifiers
-from flownlib import networks as operations
 from flownlib.chapters import shared as recipes
 from flownlib.context import set_mean_context
-from flownlib.extensions import adaptation, bodies, class_tokens, episodes, network_tokens
-from flownlib.extensions import head_gauge as gauge
 from flownlib.extensions.adaptation import (
     adaptation_curve,
     centroid_networks,
@@ -31,15 +23,13 @@ from flownlib.extensions.bodies import PrototypicalBody, TaskZoo, pretrain_body,
 from flownlib.extensions.episodes import Characters, Episodes, alphabet_episodes, character_pools, draw_episodes, held_out_tasks
 from flownlib.extensions.network_tokens import NetworkFlow, fit_flow_matching, fit_prior, fit_queries, network_flow
 from flownlib.extensions.reward import reward_fine_tune
-from flownlib.harness.cache import cached
+from flownlib.harness.memo import memo, tensors
 from flownlib.harness.settings import Profile
 from flownlib.networks import Classifier, cnn_embed, cnn_small
 from flownlib.optimisation import seeded
-from flownlib.speed import loops, plan
 from flownlib.weights import Artifact
 
 SHOT = 5
-CODE = (adaptation, bodies, classifiers, operations, episodes, plan, loops, class_tokens, gauge, network_tokens)
 
 
 @dataclass(frozen=True)
@@ -60,43 +50,34 @@ def data(settings: Profile, seed: int) -> Data:
     return Data(pools, validation, alphabet_episodes(held_out_tasks(queries), settings.ood_draws, SHOT, queries, seed))
 
 
-def _tensors(
-    stage: str, settings: Profile, seed: int, build: Callable[[], dict[str, Tensor]], **extra: Any
-) -> dict[str, Tensor]:
-    chosen = {name: value for name, value in settings.as_dict().items() if name.startswith("ood_")}
-    return cached(f"ood-{stage}", {**chosen, **extra, "seed": seed}, lambda: Artifact(build()), code=CODE).tensors
+@memo(tensors)
+def _softmax_body(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
+    return {"body": pretrain_body(cnn_embed(), pool, settings.ood_body_steps, seed)}
 
 
 def softmax_body(settings: Profile, seed: int, pool: Tensor) -> Tensor:
     """The body [1, p] after softmax pre-training on the pool's characters."""
-
-    def build() -> dict[str, Tensor]:
-        return {"body": pretrain_body(cnn_embed(), pool, settings.ood_body_steps, seed)}
-
-    return _tensors("softmax", settings, seed, build)["body"]
+    return _softmax_body(settings, seed, pool)["body"]
 
 
-def prototype_body(settings: Profile, seed: int, pool: Tensor, times: int = 1) -> PrototypicalBody:
+def _prototypical(stored: Artifact) -> PrototypicalBody:
+    return PrototypicalBody(stored.tensors["body"], stored.tensors["scale"].item(), stored.tensors["losses"].tolist())
+
+
+@memo(_prototypical)
+def prototype_body(settings: Profile, seed: int, pool: Tensor, times: int = 1) -> dict[str, Tensor]:
     """The prototypical body; `times` multiplies its training steps."""
-
-    def build() -> dict[str, Tensor]:
-        start = softmax_body(settings, seed, pool)
-        body = prototypical_body(cnn_embed(), start, pool, times * settings.ood_prototype_steps, seed)
-        return {"body": body.weights, "scale": torch.tensor(body.scale), "losses": torch.tensor(body.losses)}
-
-    stored = _tensors("prototypical", settings, seed, build, times=times)
-    return PrototypicalBody(stored["body"], stored["scale"].item(), stored["losses"].tolist())
+    start = softmax_body(settings, seed, pool)
+    body = prototypical_body(cnn_embed(), start, pool, times * settings.ood_prototype_steps, seed)
+    return {"body": body.weights, "scale": torch.tensor(body.scale), "losses": torch.tensor(body.losses)}
 
 
-def task_zoo(settings: Profile, seed: int, pool: Tensor) -> TaskZoo:
-    """Networks for random ten-class tasks, fine-tuned from the prototypical body."""
-
-    def build() -> dict[str, Tensor]:
-        body = prototype_body(settings, seed, pool).weights
-        zoo = train_task_zoo(cnn_embed(), body, pool, settings.ood_tasks, settings.ood_task_epochs, seed)
-        return {"weights": zoo.weights, "classes": zoo.classes}
-
-    return TaskZoo(**_tensors("zoo", settings, seed, build))
+@memo(lambda stored: TaskZoo(**stored.tensors))
+def task_zoo(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
+    """Networks for random ten-class tasks, fine-tuned from the prototypical body: a `TaskZoo`."""
+    body = prototype_body(settings, seed, pool).weights
+    zoo = train_task_zoo(cnn_embed(), body, pool, settings.ood_tasks, settings.ood_task_epochs, seed)
+    return {"weights": zoo.weights, "classes": zoo.classes}
 
 
 def new_flow(settings: Profile, seed: int, pool: Tensor) -> NetworkFlow:
@@ -115,34 +96,34 @@ class TrainedFlow:
     losses: list[float]
 
 
+@memo(tensors)
+def _imitating(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
+    flow, zoo = new_flow(settings, seed, pool), task_zoo(settings, seed, pool)
+    losses = fit_flow_matching(flow, zoo.weights, zoo.classes, pool, settings.ood_flow_steps, seed)
+    return {**flow.state_dict(), "losses": torch.tensor(losses)}
+
+
 def imitating_flow(settings: Profile, seed: int, pool: Tensor) -> TrainedFlow:
     """The flow after flow matching to the zoo."""
-    flow = new_flow(settings, seed, pool)
+    return _restored(new_flow(settings, seed, pool), _imitating(settings, seed, pool))
 
-    def build() -> dict[str, Tensor]:
-        zoo = task_zoo(settings, seed, pool)
-        losses = fit_flow_matching(flow, zoo.weights, zoo.classes, pool, settings.ood_flow_steps, seed)
-        return {**flow.state_dict(), "losses": torch.tensor(losses)}
 
-    return _restore(flow, _tensors("flow", settings, seed, build))
+@memo(tensors)
+def _queried(settings: Profile, seed: int, pool: Tensor, imitate: bool) -> dict[str, Tensor]:
+    flow = imitating_flow(settings, seed, pool).flow if imitate else new_flow(settings, seed, pool)
+    # a flow-matching step costs about a third of a query step
+    steps = settings.ood_query_steps + (0 if imitate else settings.ood_flow_steps // 3)
+    return {"losses": torch.tensor(fit_queries(flow, pool, steps, seed)), **flow.state_dict()}
 
 
 def queried_flow(settings: Profile, seed: int, pool: Tensor, imitate: bool = True) -> TrainedFlow:
     """The flow after flow matching and then the query loss; without the former it gets its steps in query steps instead."""
-    flow = imitating_flow(settings, seed, pool).flow if imitate else new_flow(settings, seed, pool)
-
-    def build() -> dict[str, Tensor]:
-        # a flow-matching step costs about a third of a query step
-        steps = settings.ood_query_steps + (0 if imitate else settings.ood_flow_steps // 3)
-        return {"losses": torch.tensor(fit_queries(flow, pool, steps, seed)), **flow.state_dict()}
-
-    return _restore(flow, _tensors("query", settings, seed, build, imitate=imitate))
+    return _restored(new_flow(settings, seed, pool), _queried(settings, seed, pool, imitate))
 
 
-def _restore(flow: NetworkFlow, stored: dict[str, Tensor]) -> TrainedFlow:
-    losses = stored.pop("losses").tolist()
-    flow.load_state_dict(stored)
-    return TrainedFlow(flow.requires_grad_(), losses)
+def _restored(flow: NetworkFlow, stored: dict[str, Tensor]) -> TrainedFlow:
+    flow.load_state_dict({name: tensor for name, tensor in stored.items() if name != "losses"})
+    return TrainedFlow(flow.requires_grad_(), stored["losses"].tolist())
 
 
 Initialise = Callable[[Episodes], Tensor]
@@ -209,31 +190,25 @@ def compare(model: Classifier, methods: dict[str, Initialise], found: Data, seed
     return curves
 
 
-def _cached_curves(
-    stage: str, settings: Profile, seed: int, make: Callable[[], dict[str, Curve]], code: tuple = ()
-) -> dict[str, Curve]:
-    def build() -> Artifact:
-        curves = make()
-        rates = {name: curve.learning_rate for name, curve in curves.items()}
-        return Artifact({name: curve.accuracy for name, curve in curves.items()}, {"rates": rates})
+def _stored(curves: dict[str, Curve]) -> Artifact:
+    rates = {name: curve.learning_rate for name, curve in curves.items()}
+    return Artifact({name: curve.accuracy for name, curve in curves.items()}, {"rates": rates})
 
-    stored = cached(f"ood-{stage}", {**settings.as_dict(), "seed": seed}, build, code=(*CODE, *code))
+
+def _curves(stored: Artifact) -> dict[str, Curve]:
     return {name: Curve(stored.tensors[name], rate) for name, rate in stored.meta["rates"].items()}
 
 
-def compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
+@memo(_curves)
+def compared(settings: Profile, seed: int, found: Data) -> Artifact:
     """`compare` on every one of the `initialisations`."""
-    return _cached_curves(
-        "compared", settings, seed, lambda: compare(cnn_embed(), initialisations(settings, seed, found), found, seed)
-    )
+    return _stored(compare(cnn_embed(), initialisations(settings, seed, found), found, seed))
 
 
-def latent_compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
+@memo(_curves)
+def latent_compared(settings: Profile, seed: int, found: Data) -> Artifact:
     """`compare` on every one of the `latent_initialisations`."""
-    code = (recipes, *symmetry.CODE, *encoders.CODE, *flow_package.CODE, flows, context_module)
-    return _cached_curves(
-        "latent", settings, seed, lambda: compare(cnn_small(), latent_initialisations(settings, seed), found, seed), code
-    )
+    return _stored(compare(cnn_small(), latent_initialisations(settings, seed), found, seed))
 
 
 def reward_gains(settings: Profile, seed: int, flow: NetworkFlow, found: Data, chosen: list[int]) -> dict[str, Tensor]:

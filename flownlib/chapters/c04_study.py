@@ -8,13 +8,11 @@ from torch import Tensor
 
 from flownlib.chapters import c04_initialisations
 from flownlib.extensions import adaptation
-from flownlib.extensions import reward as reward_module
 from flownlib.extensions.adaptation import EPOCHS
 from flownlib.extensions.episodes import FAR, Episodes
 from flownlib.harness.settings import Profile
 from flownlib.networks import cnn_embed
 
-CODE = (*c04_initialisations.CODE, recipes, reward_module)
 RIVAL = "prototypical_centroid"
 DISTANCES = ("held_out_alphabet", "far")
 

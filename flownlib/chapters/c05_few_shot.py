@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flownlib import context, optimisation
-from flownlib.extensions import adaptation, backbone, class_tokens, episodes, fewshot, heads
-from flownlib.extensions import head_gauge as gauge
+from flownlib.extensions import fewshot
 from flownlib.extensions.adaptation import logistic_head
 from flownlib.extensions.backbone import Backbone, train_backbone
 from flownlib.extensions.episodes import FAR, Episodes, character_pools, draw_episodes
@@ -28,17 +23,15 @@ from flownlib.extensions.fewshot import (
 )
 from flownlib.extensions.head_gauge import HeadGauge
 from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_prior, fit_queries
-from flownlib.harness.cache import cached
+from flownlib.harness.memo import memo, tensors
 from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 from flownlib.tasks import glyph_pool, load_task
 from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT
-from flownlib.weights import Artifact
 
 WAY, QUERIES, MANY = 5, 15, 40
 SHOTS = (1, 5)
 DOMAINS = ("in", "ood", "far")
-CODE = (adaptation, backbone, context, episodes, fewshot, optimisation, class_tokens, gauge, heads, sys.modules[__name__])
 
 
 def image_pools(settings: Profile) -> dict[str, Tensor]:
@@ -58,30 +51,15 @@ def image_pools(settings: Profile) -> dict[str, Tensor]:
     return {"train": pools.train, "validation": pools.validation[::2], "in": pools.validation[1::2], "ood": unseen, "far": far}
 
 
-def _built(stage: str, settings: Profile, seed: int, build: Callable[[], dict[str, Tensor]], **extra: Any) -> dict[str, Tensor]:
-    chosen = {name: value for name, value in settings.as_dict().items() if name.startswith("fewshot_")}
-    return cached(f"fewshot-{stage}", {**chosen, **extra, "seed": seed}, lambda: Artifact(build()), code=CODE).tensors
-
-
-def _trained(
-    stage: str, settings: Profile, seed: int, model: nn.Module, train: Callable[[], list[float]], **extra: Any
-) -> list:
-    """Train a model in place, or load what an earlier call trained; returns the loss at every step."""
-    stored = _built(stage, settings, seed, lambda: {"losses": torch.tensor(train()), **model.state_dict()}, **extra)
-    losses = stored.pop("losses")
-    model.load_state_dict(stored)
-    return losses.tolist()
+@memo(tensors)
+def _backbone(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
+    return train_backbone(pool[: settings.fewshot_backbone_classes], settings.fewshot_backbone_steps, seed).state_dict()
 
 
 def frozen_backbone(settings: Profile, seed: int, pool: Tensor) -> Backbone:
     """The image encoder, trained on the first of the pool's classes only: most characters are new to it."""
-    classes = pool[: settings.fewshot_backbone_classes]
-
-    def build() -> dict[str, Tensor]:
-        return train_backbone(classes, settings.fewshot_backbone_steps, seed).state_dict()
-
     model = Backbone()
-    model.load_state_dict(_built("backbone", settings, seed, build))
+    model.load_state_dict(_backbone(settings, seed, pool))
     return model.eval().requires_grad_(False)
 
 
@@ -145,19 +123,24 @@ class Heads:
     gauge: HeadGauge
 
 
+def _classes(settings: Profile, seed: int, pool: Tensor) -> Tensor:
+    return torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
+
+
+@memo(tensors)
+def _heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> dict[str, Tensor]:
+    labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
+    classes = _classes(settings, seed, pool)
+    parts = [logistic_head(pool[chosen].flatten(1, 2), labels, WAY, weight_decay) for chosen in classes.split(250)]
+    rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return {"rows": rows, "bias": bias}
+
+
 def many_shot_heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> Heads:
     """Logistic-regression heads for random 5-way tasks, each trained on all images of its classes: what the flow imitates."""
-    classes = torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
-    labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
-
-    def build() -> dict[str, Tensor]:
-        parts = [logistic_head(pool[chosen].flatten(1, 2), labels, WAY, weight_decay) for chosen in classes.split(250)]
-        rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return {"rows": rows, "bias": bias}
-
-    stored = _built("heads", settings, seed, build, weight_decay=weight_decay)
+    stored = _heads(settings, seed, pool, weight_decay)
     frame = HeadGauge.fit(stored["rows"], stored["bias"], pool[:, :5])
-    return Heads(frame.to_tokens(stored["rows"], stored["bias"]), classes, frame)
+    return Heads(frame.to_tokens(stored["rows"], stored["bias"]), _classes(settings, seed, pool), frame)
 
 
 @dataclass(frozen=True)
@@ -183,32 +166,54 @@ def new_flow(found: Heads, pool: Tensor, seed: int) -> HeadFlow:
     return flow
 
 
+@memo(tensors)
+def _imitating(settings: Profile, seed: int, pool: Tensor, heads: Heads) -> dict[str, Tensor]:
+    flow = new_flow(heads, pool, seed)
+    losses = fit_flow_matching(flow, heads.tokens, heads.classes, pool, settings.fewshot_flow_steps, seed)
+    return {"losses": torch.tensor(losses), **flow.state_dict()}
+
+
+@memo(tensors)
+def _queried(settings: Profile, seed: int, pool: Tensor, heads: Heads, imitate: bool) -> dict[str, Tensor]:
+    flow, steps = new_flow(heads, pool, seed), settings.fewshot_query_steps
+    if imitate:
+        load_trained(flow, _imitating(settings, seed, pool, heads))
+    else:  # the query loss gets the steps of the imitation as well: one of each takes about equally long
+        steps += settings.fewshot_flow_steps
+    return {"losses": torch.tensor(fit_queries(flow, pool, steps, seed)), **flow.state_dict()}
+
+
+def new_caml(pool: Tensor, seed: int) -> CAML:
+    """CAML before training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CAML(pool.shape[-1], WAY)
+
+
+@memo(tensors)
+def _caml(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
+    caml = new_caml(pool, seed)
+    return {"losses": torch.tensor(train_caml(caml, pool, settings.fewshot_caml_steps, seed)), **caml.state_dict()}
+
+
+def load_trained(model: nn.Module, stored: dict[str, Tensor]) -> list[float]:
+    """Give a model what was stored of its training; returns the loss at every step."""
+    model.load_state_dict({name: tensor for name, tensor in stored.items() if name != "losses"})
+    return stored["losses"].tolist()
+
+
 def trained(settings: Profile, seed: int, found: Data) -> Trained:
     """Train every method on the training characters; choose by validation episodes alone."""
     pool, losses = found.pool, {}
     decay = choose_weight_decay([fewer(found.validation, shot) for shot in SHOTS])
-    imitated = many_shot_heads(settings, seed, pool, decay)
-    flows = {name: new_flow(imitated, pool, seed) for name in ("imitating", "queried", "queries_only")}
-
-    def imitate() -> list[float]:
-        return fit_flow_matching(flows["imitating"], imitated.tokens, imitated.classes, pool, settings.fewshot_flow_steps, seed)
-
-    losses["imitation"] = _trained("imitating", settings, seed, flows["imitating"], imitate, weight_decay=decay)
-    flows["queried"].load_state_dict(flows["imitating"].state_dict())
-    # without imitation the query loss gets its steps as well: one of each takes about equally long
-    lengths = {
-        "queried": settings.fewshot_query_steps,
-        "queries_only": settings.fewshot_query_steps + settings.fewshot_flow_steps,
-    }
-    for name, steps in lengths.items():
-        losses[name] = _trained(
-            name, settings, seed, flows[name], lambda: fit_queries(flows[name], pool, steps, seed), weight_decay=decay
-        )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        caml = CAML(pool.shape[-1], WAY)
-    losses["caml"] = _trained("caml", settings, seed, caml, lambda: train_caml(caml, pool, settings.fewshot_caml_steps, seed))
-    return Trained(**flows, caml=caml, plda=PLDA.fit(pool), weight_decay=decay, heads=imitated, losses=losses)
+    heads = many_shot_heads(settings, seed, pool, decay)
+    flows = {name: new_flow(heads, pool, seed) for name in ("imitating", "queried", "queries_only")}
+    losses["imitation"] = load_trained(flows["imitating"], _imitating(settings, seed, pool, heads))
+    losses["queried"] = load_trained(flows["queried"], _queried(settings, seed, pool, heads, True))
+    losses["queries_only"] = load_trained(flows["queries_only"], _queried(settings, seed, pool, heads, False))
+    caml = new_caml(pool, seed)
+    losses["caml"] = load_trained(caml, _caml(settings, seed, pool))
+    return Trained(**flows, caml=caml, plda=PLDA.fit(pool), weight_decay=decay, heads=heads, losses=losses)
 
 
 def ensemble(flow: HeadFlow, found: Episodes, seed: int, members: int = 10) -> Tensor:
@@ -248,7 +253,6 @@ def compare(made: Trained, found: Data, seed: int) -> dict[tuple[str, str, int],
     return accuracies
 
 
-CODE = CODE
 RIVALS = ("centroid", "plda", "caml")
 
 

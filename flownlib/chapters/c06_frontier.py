@@ -7,7 +7,7 @@ cost counts as a share of a training from scratch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -74,7 +74,7 @@ def frontier_setup(settings: Profile, seed: int, kind: str) -> Setup:
         "networks_per_task": settings.frontier_networks,
         "held_out_per_task": settings.frontier_held_out,
     }
-    return setup(replace(settings, **sizes), seed, kind)
+    return setup(settings.changed(**sizes), seed, kind)
 
 
 def starts(made: Setup) -> dict[str, Generator]:

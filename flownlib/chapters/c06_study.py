@@ -7,20 +7,16 @@ import time
 import pandas as pd
 import torch
 
-from flownlib.chapters import c03_study as studies_generation
-from flownlib.chapters import c06_frontier as recipes_frontier
 from flownlib.chapters import shared as recipes
 from flownlib.chapters.c03_study import fitted
 from flownlib.chapters.c06_frontier import OURS, frontier_setup, further_trained, shares_of, starts
 from flownlib.chapters.shared import KINDS, Setup
 from flownlib.evaluation import MEASURES, judge
-from flownlib.extensions import activations, correction, frontier
 from flownlib.extensions.frontier import criteria, margin, points
 from flownlib.generators import Generator
 from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 
-CODE = (*studies_generation.CODE, correction, activations, frontier, recipes_frontier)
 HELD_OUT = "zoo_held_out"
 
 

@@ -5,7 +5,6 @@ The network is pre-trained on one alphabet; a few of its tensors are then fine-t
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,13 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flownlib.baselines import all_nulls
-from flownlib.chapters import c03_study as studies_generation
-from flownlib.chapters import c07_own as recipes_own
 from flownlib.chapters.shared import CanonicalZoo
 from flownlib.encoders import PCA, WeightSpace, reconstruct
 from flownlib.evaluation import MEASURES, Reference, compare
-from flownlib.extensions import checkpoints, modules
-from flownlib.extensions import frozen_prefix as suffix
 from flownlib.extensions.checkpoints import import_checkpoints
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.modules import ModuleClassifier
@@ -31,10 +26,9 @@ from flownlib.harness.cache import cached_folder
 from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task, score
-from flownlib.speed import loops, plan
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
-from flownlib.tasks import glyphs, load_task
+from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
 from flownlib.zoo import Zoo
 
@@ -92,7 +86,7 @@ def base_checkpoint(settings: Profile, seed: int, example: Example) -> Path:
         network = pretrained(colour_task(example.before, settings).train, epochs, seed)
         save_file(network.state_dict(), folder / "resnet18.safetensors")
 
-    return cached_folder("own-base", key, write, (glyphs, sys.modules[__name__])) / "resnet18.safetensors"
+    return cached_folder("own-base", key, write) / "resnet18.safetensors"
 
 
 def pretrained(images: Split, epochs: int, seed: int) -> nn.Module:
@@ -138,8 +132,7 @@ def folder_of_runs(settings: Profile, seed: int, example: Example) -> Path:
             for run, vector in enumerate(weights):
                 write_checkpoint(model.layout.state_dict(vector), folder / f"run_{run:03d}", epoch, pickled=run % 2 == 1)
 
-    code = (glyphs, loops, plan, modules, suffix, sys.modules[__name__])
-    return cached_folder("own-runs", key, write, code)
+    return cached_folder("own-runs", key, write)
 
 
 def last_epochs(training: Training) -> range:
@@ -215,7 +208,6 @@ def generators(settings: Profile, train: Zoo) -> list[Generator]:
     return [*all_nulls(), *flows]
 
 
-CODE = (*studies_generation.CODE, checkpoints, modules, suffix, recipes_own)
 
 
 def compared(name: str, made: OwnSetup, settings: Profile, seed: int) -> list[dict]:

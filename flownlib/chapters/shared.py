@@ -6,24 +6,23 @@ Each function gives the same object for the same settings and seed, from the cac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flownlib import encoders, optimisation, symmetry
 from flownlib.context import CAMLContext, PCAFeatures, set_mean_context
 from flownlib.encoders import PCA, Encoder, WeightSpace
 from flownlib.evaluation import Reference
-from flownlib.extensions import backbone
 from flownlib.extensions.backbone import Backbone, TorchvisionFeatures, torchvision_features, train_backbone
 from flownlib.extensions.diffusion import LatentDiffusion
+from flownlib.extensions.neuron_tokens import neuron_tokens
 from flownlib.extensions.regression import HyperNetwork, KernelDensity
 from flownlib.flow import FlowTraining, GaussianPrior
 from flownlib.generators import Contexts, FlowGenerator, Generator
-from flownlib.harness.cache import cached
+from flownlib.harness.memo import memo, tensors
 from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task
@@ -34,7 +33,6 @@ from flownlib.tasks import glyph_pool, glyphs, load_task
 from flownlib.tasks.base import SplitSizes
 from flownlib.tasks.glyphs import ALPHABETS, IN_DISTRIBUTION
 from flownlib.vae import VAE, VAESettings, train_vae
-from flownlib.weights import Artifact
 from flownlib.zoo import Zoo
 
 CONTEXT_DIM = 16  # features of an image in a context
@@ -80,16 +78,17 @@ class CanonicalZoo:
 def canonical_zoo(settings: Profile, seed: int, progress: bool = True, kind: str = "independent") -> CanonicalZoo:
     """Collect the main zoo of a kind, split it by seed, align it."""
     train, held_out = collect(zoo_settings(settings, seed, kind), progress=progress).split(settings.held_out_per_task)
-    key = {"train": train.digest(), "held_out": held_out.digest(), "seed": seed}
-
-    def build() -> Artifact:
-        aligner = Aligner.fit(train, seed)
-        parts = {"train": aligner(train, seed).weights, "held_out": aligner(held_out, seed).weights}
-        return Artifact(parts | {f"reference.{task}": reference for task, reference in aligner.references.items()})
-
-    stored = cached("canonical", key, build, code=symmetry.CODE).tensors
+    stored = aligned(train, held_out, seed)
     aligner = Aligner(train.model, {task: stored[f"reference.{task}"] for task in train.tasks})
     return CanonicalZoo(train.with_weights(stored["train"]), held_out.with_weights(stored["held_out"]), aligner)
+
+
+@memo(tensors)
+def aligned(train: Zoo, held_out: Zoo, seed: int) -> dict[str, Tensor]:
+    """Aligned weights [n, p] as "train" and "held_out", and the references [p] they were matched to, by task."""
+    aligner = Aligner.fit(train, seed)
+    parts = {"train": aligner(train, seed).weights, "held_out": aligner(held_out, seed).weights}
+    return parts | {f"reference.{task}": reference for task, reference in aligner.references.items()}
 
 
 def vae_settings(settings: Profile) -> VAESettings:
@@ -97,17 +96,13 @@ def vae_settings(settings: Profile) -> VAESettings:
     return VAESettings(settings.latent_dim, settings.vae_width, settings.vae_steps)
 
 
+@memo(VAE.from_artifact)
 def trained_vae(
     settings: Profile, seed: int, progress: bool = True, kind: str = "independent", chosen: VAESettings | None = None
 ) -> VAE:
     """The VAE of the canonical zoo's training networks; with the profile's settings unless others are chosen."""
-    zoo, chosen = canonical_zoo(settings, seed, progress, kind), chosen or vae_settings(settings)
-    key = {"zoo": zoo.train.digest(), "tasks": asdict(split_sizes(settings)), "vae": asdict(chosen), "seed": seed}
-
-    def build() -> Artifact:
-        return train_vae(zoo.train, zoo_tasks(settings), chosen, seed, progress)[0].as_artifact()
-
-    return VAE.from_artifact(cached("vae", key, build, code=(*symmetry.CODE, *encoders.CODE)))
+    zoo = canonical_zoo(settings, seed, progress, kind).train
+    return train_vae(zoo, zoo_tasks(settings), chosen or vae_settings(settings), seed, progress)[0]
 
 
 def encoder(settings: Profile, seed: int, progress: bool = True) -> Encoder:
@@ -128,18 +123,19 @@ def context_backbone(settings: Profile, seed: int) -> Backbone | TorchvisionFeat
     if settings.context_model != "trained":
         images = torch.cat([task.train.x for task in zoo_tasks(settings).values()])
         return torchvision_features(settings.context_model, images, CONTEXT_DIM)
+    backbone = Backbone(dim=CONTEXT_DIM)
+    backbone.load_state_dict(trained_context_backbone(settings, seed))
+    return backbone.eval().requires_grad_(False)
+
+
+@memo(tensors)
+def trained_context_backbone(settings: Profile, seed: int) -> dict[str, Tensor]:
+    """The state of a convolutional encoder trained on characters that resemble none of any task here."""
     every = "".join(text for text, _ in ALPHABETS.values()) + "0123456789"
     text = glyphs.without_lookalikes(glyphs.characters(glyphs.TRAINING_SCRIPTS), every)[:: settings.context_every]
-    key = {"text": text, "images": settings.context_images, "steps": settings.context_steps, "seed": seed}
-
-    def build() -> Artifact:
-        pool = glyph_pool(text, settings.context_images).float()
-        pool = ((pool - pool.mean()) / pool.std())[:, :, None]
-        return Artifact(train_backbone(pool, settings.context_steps, seed, dim=CONTEXT_DIM).state_dict())
-
-    made = Backbone(dim=CONTEXT_DIM)
-    made.load_state_dict(cached("context-backbone", key, build, code=(glyphs, backbone, optimisation)).tensors)
-    return made.eval().requires_grad_(False)
+    pool = glyph_pool(text, settings.context_images).float()
+    pool = ((pool - pool.mean()) / pool.std())[:, :, None]
+    return train_backbone(pool, settings.context_steps, seed, dim=CONTEXT_DIM).state_dict()
 
 
 def support_sets(
@@ -363,7 +359,7 @@ def _deep_weight_flow(made: Setup, width: int, training: FlowTraining, scale: fl
 def _neuron_flow(made: Setup, training: FlowTraining) -> FlowGenerator:
     """The transformer over neurons, in weight space; its steps are dearer, so that its batches are smaller."""
     space, width = WeightSpace.fit(made.zoo.train), made.settings.neuron_width
-    return FlowGenerator(space, "neuron_flow", "x_1", width, training, tokens=True)
+    return FlowGenerator(space, "neuron_flow", "x_1", width, training, network=neuron_tokens)
 
 
 def caml_flow(made: Setup, choice: Choice) -> FlowGenerator:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flownlib.extensions.modules import ModuleClassifier
-from flownlib.networks import Classifier
+from flownlib.networks import Model
 from flownlib.zoo import Zoo
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def find_checkpoints(folder: Path | str) -> list[Path]:
     return sorted(files, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))][1:])
 
 
-def vector_of(state: Mapping[str, Tensor], model: Classifier | ModuleClassifier, path: Path | str) -> Tensor:
+def vector_of(state: Mapping[str, Tensor], model: Model, path: Path | str) -> Tensor:
     """The state's weights as one float32 vector [p] in the model's layout.
 
     Names must agree; where none does, tensors of the same shapes in the same order are taken for the same network.
@@ -112,7 +112,7 @@ def vector_of(state: Mapping[str, Tensor], model: Classifier | ModuleClassifier,
     return vector
 
 
-def check_rest(state: Mapping[str, Tensor], model: Classifier | ModuleClassifier, path: Path | str) -> None:
+def check_rest(state: Mapping[str, Tensor], model: Model, path: Path | str) -> None:
     """Refuse a checkpoint that differs from the model in what is not among its weights: they would not fit together.
 
     Raises:
@@ -135,7 +135,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def import_checkpoints(
-    folder: Path | str, model: Classifier | ModuleClassifier, task: str = "imported", skip: bool = False
+    folder: Path | str, model: Model, task: str = "imported", skip: bool = False
 ) -> Zoo:
     """A zoo of every checkpoint in a folder; checkpoints in one sub-folder belong to one run and share a `seed`.
 
@@ -197,7 +197,7 @@ def _public_results(run: Path, step: int) -> dict[str, float]:
     return {}
 
 
-def state_dict_of(model: Classifier | ModuleClassifier, vector: Tensor) -> dict[str, Tensor]:
+def state_dict_of(model: Model, vector: Tensor) -> dict[str, Tensor]:
     """One vector [p] as a state dict that `model.module()` loads with strict=True."""
     return model.state_dict(vector) if isinstance(model, ModuleClassifier) else model.layout.state_dict(vector)
 

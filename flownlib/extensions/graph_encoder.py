@@ -17,7 +17,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from flownlib.encoders import Standardiser
 from flownlib.networks import Classifier, Conv
+from flownlib.vae import ARCHITECTURES, Architecture
 
 
 @dataclass(frozen=True)
@@ -257,3 +259,10 @@ def graph_networks(model: Classifier, node_dim: int, width: int, rounds: int) ->
         ValueError: if the model is not made of convolutions and linear layers.
     """
     return GraphEncoder(model, node_dim, width, rounds), GraphDecoder(model, node_dim, width)
+
+
+ARCHITECTURES["graph"] = Architecture(
+    lambda model, s: graph_networks(model, s.node_dim, s.width, s.rounds),
+    standardise=Standardiser.by_tensor,
+    latent_scale=lambda vae, latents: vae.encoder.channel_statistics(latents),
+)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from flownlib.encoders import Standardiser, described
-from flownlib.extensions.modules import ModuleClassifier
-from flownlib.networks import Classifier
+from flownlib.networks import Model
 from flownlib.scoring import Split
 from flownlib.speed.loops import train_many
 from flownlib.weights import Artifact, Layout
@@ -184,7 +183,7 @@ def balanced_product(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
 class LatentClassifier:
     """A classifier whose weights are given as latents, so that it is trained and evaluated like any other."""
 
-    model: Classifier | ModuleClassifier
+    model: Model
     space: LoRA
 
     @property
@@ -198,7 +197,7 @@ class LatentClassifier:
 
 
 def adapt(
-    model: Classifier | ModuleClassifier,
+    model: Model,
     space: LoRA,
     start: Tensor,
     data: Split,

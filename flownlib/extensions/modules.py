@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from flownlib.weights import Layout
+from flownlib.extensions.traced_symmetry import of_module
+from flownlib.weights import Layout, Symmetries
 
 NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 VISION = {"resnet18": "fc", "vit_b_16": "heads", "convnext_tiny": "classifier.2"}  # torchvision's name → its head
@@ -57,6 +58,23 @@ class ModuleClassifier:
         return self.forward(self.layout.join(self._candidates(self.template))[None], torch.zeros(2, *self.image_shape)).shape[
             -1
         ]
+
+    @cached_property
+    def symmetries(self) -> Symmetries:
+        """Those of the module's graph.
+
+        Raises:
+            ValueError: if the module has a part whose symmetries are not known here, or if only a part of the tensors that
+                share a permutation are among its weights.
+        """
+        symmetries = of_module(self.template)
+        parts = [name for name in self.template.state_dict() if name in symmetries.tensors - set(self.layout.names)]
+        if parts:
+            raise ValueError(
+                f"units of {self.name} lie along {parts[0]!r} too, which is not among its weights: take all of them, "
+                'by patterns=("*",) and statistics=True'
+            )
+        return symmetries
 
     @property
     def largest_activation(self) -> int:

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.flow import StraightPath, VelocityNetwork, context_perceptron
+from flownlib.flow import PATHS, StraightPath, VelocityNetwork, context_perceptron
+from flownlib.generators import FlowGenerator
 from flownlib.weights import Layout, token_places
+from flownlib.zoo import Zoo
 
 
 class NeuronTokens(VelocityNetwork):
@@ -62,3 +64,11 @@ class NeuronTokens(VelocityNetwork):
         h = torch.einsum("ntw,twl->ntl", self.norm(self.blocks(h)), self.leave)
         # a share of the input, learned for every weight: a denoiser starts from what it is given
         return (h + self.share * tokens).flatten(1)[:, self.slots]
+
+
+def neuron_tokens(generator: FlowGenerator, zoo: Zoo) -> NeuronTokens:
+    """The velocity network of a `FlowGenerator` in `WeightSpace`: `FlowGenerator(…, network=neuron_tokens)`."""
+    path = PATHS[generator.path]()
+    return NeuronTokens(
+        zoo.layout, zoo.model.num_classes, generator.contexts.dim, generator.width, predicts=generator.predicts, path=path
+    )

@@ -1,18 +1,15 @@
-"""The symmetries of a model, read off its layers or off the graph of its module."""
+"""The symmetries of any module, read off its graph."""
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from flownlib.extensions.modules import ModuleClassifier
-from flownlib.networks import Classifier, Linear
 from flownlib.weights import Axis, Group, Norm, Rescaling, Symmetries
 
 Item = TypeVar("Item")
@@ -30,39 +27,6 @@ ELEMENTWISE = {
     *(nn.GELU, nn.SiLU, nn.ELU, nn.ReLU6, nn.Softplus, nn.Tanh, nn.Sigmoid, F.gelu, F.silu, F.elu, F.relu6, F.softplus),
     *(torch.tanh, torch.sigmoid),
 }
-
-
-@lru_cache(maxsize=32)
-def symmetries(model: Classifier | ModuleClassifier) -> Symmetries:
-    """The symmetries of a classifier's hidden layers, first to last, or of whatever module a ModuleClassifier wraps.
-
-    Raises:
-        ValueError: if the module has a part whose symmetries are not known here, or if only a part of the tensors that
-            share a permutation are among its weights.
-    """
-    if isinstance(model, Classifier):
-        return of_layers(model)
-    found = of_module(model.template)
-    if missing := [name for name in model.template.state_dict() if name in found.tensors - set(model.layout.names)]:
-        raise ValueError(
-            f"units of {model.name} lie along {missing[0]!r} too, which is not among its weights: take all of them, "
-            'by patterns=("*",) and statistics=True'
-        )
-    return found
-
-
-def of_layers(model: Classifier) -> Symmetries:
-    """Layer by layer: units are the rows of one layer and the columns of the next."""
-    groups, rescalings = [], []
-    names, shapes = model.layer_names, dict(zip(model.layout.names, model.layout.shapes, strict=True))
-    for name, following, layer in zip(names[:-1], names[1:], model.layers[1:], strict=True):
-        (units,) = shapes[f"{name}.bias"]
-        repeat = layer.in_features // units if isinstance(layer, Linear) else 1
-        into = (Axis(f"{name}.weight", 0), Axis(f"{name}.bias", 0))
-        out = (Axis(f"{following}.weight", 1, repeat),)
-        groups.append(Group(units, into + out))
-        rescalings.append(Rescaling(into, out))
-    return Symmetries(tuple(groups), tuple(rescalings))
 
 
 def of_module(module: nn.Module) -> Symmetries:

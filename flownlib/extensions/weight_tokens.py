@@ -1,4 +1,4 @@
-"""Pairs of networks for an autoencoder of flat weight vectors [n, p]: linear, perceptrons, tokens, p-diff's convolutions.
+"""Two more pairs of networks for an autoencoder of flat weight vectors [n, p]: tokens, and p-diff's convolutions.
 
 The first of a pair returns mean and log-variance of the latents, [n, 2k]; the second turns latents [n, k] into weights.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.vae import Pair
+from flownlib.vae import ARCHITECTURES, Architecture, Pair
 from flownlib.weights import Layout, token_places
 
 
@@ -92,3 +92,7 @@ def convolutions(p: int, latent_dim: int, width: int, stages: int = 3) -> Pair:
         up += [nn.ConvTranspose1d(width, 1 if last else width, 8, stride=4, padding=2)] + [nn.LeakyReLU(0.1)] * (not last)
     down += [nn.Flatten(), nn.Linear(width * length, 2 * latent_dim)]
     return nn.Sequential(*down), nn.Sequential(*up, nn.Flatten(), nn.ConstantPad1d((0, -padding), 0.0))
+
+
+ARCHITECTURES["tokens"] = Architecture(lambda model, s: tokens(model.layout, s.latent_dim, s.width, s.token_size))
+ARCHITECTURES["conv1d"] = Architecture(lambda model, s: convolutions(model.layout.size, s.latent_dim, s.width))

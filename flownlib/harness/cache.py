@@ -6,23 +6,20 @@ makes it, so a change to any of them makes a new artefact instead of reusing a s
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from flownlib.harness.closure import fingerprint
 from flownlib.weights import Artifact, ArtifactError
 
 log = logging.getLogger(__name__)
@@ -31,7 +28,7 @@ TENSORS, META = "tensors.safetensors", "meta.json"
 
 def project_root() -> Path:
     """The checkout that holds `notebooks/`, or the current folder when the library is installed without one."""
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parent.parent.parent
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
@@ -40,28 +37,13 @@ def cache_root() -> Path:
     return Path(os.environ.get("FLOWN_CACHE") or project_root() / ".cache")
 
 
-def fingerprint(*modules: ModuleType) -> str:
-    """Hash of the modules' code. Comments, docstrings and layout do not count; anything that can change a result does."""
-    digest = hashlib.sha256()
-    for module in modules:
-        digest.update(_code(inspect.getsource(module)).encode())
-    return digest.hexdigest()[:16]
+def address(stage: str, settings: Mapping[str, Any], module: str) -> str:
+    """The artefact's name, `<stage>-<20 hex digits>`.
 
-
-@cache
-def _code(source: str) -> str:
-    """A module's source as a syntax tree without docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body.pop(0)
-    return ast.dump(tree)
-
-
-def address(stage: str, settings: Mapping[str, Any], code: Iterable[ModuleType] = ()) -> str:
-    """The artefact's name, `<stage>-<20 hex digits>`. `settings` must be JSON-serialisable and name every input."""
-    text = json.dumps({"stage": stage, "settings": settings, "code": fingerprint(*code)}, sort_keys=True)
+    Args:
+        stage: what is made. settings: JSON-serialisable; names every input. module: by whose import closure it is made.
+    """
+    text = json.dumps({"stage": stage, "settings": settings, "code": fingerprint(module)}, sort_keys=True)
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
@@ -115,11 +97,10 @@ def cached(
     stage: str,
     settings: Mapping[str, Any],
     build: Callable[[], Artifact],
-    code: Iterable[ModuleType] = (),
     root: Path | None = None,
 ) -> Artifact:
-    """The artefact at `address(stage, settings, code)`, built and stored if it is absent or damaged."""
-    path = (root or cache_root()) / address(stage, settings, code)
+    """The artefact of `build`'s module under these settings, built and stored if it is absent or damaged."""
+    path = (root or cache_root()) / address(stage, settings, build.__module__)
     if path.exists():
         try:
             return load_artifact(path)
@@ -130,11 +111,9 @@ def cached(
     return artifact
 
 
-def cached_folder(
-    stage: str, settings: Mapping[str, Any], write: Callable[[Path], None], code: Iterable[ModuleType] = ()
-) -> Path:
-    """The folder of files at `address(stage, settings, code)`, all or nothing; `write` fills an empty one if it is absent."""
-    path = cache_root() / address(stage, settings, code)
+def cached_folder(stage: str, settings: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """The folder of files of `write`'s module under these settings, all or nothing; `write` fills an empty one."""
+    path = cache_root() / address(stage, settings, write.__module__)
     if not path.is_dir():
         write_folder(path, write)
     return path

@@ -75,7 +75,7 @@ def split(text: str) -> tuple[str, str]:
 
 def study(options: argparse.Namespace) -> int:
     """Run a study and say where its results are, or list the studies."""
-    from flownlib.chapters import studies
+    from flownlib.harness import studies
     from flownlib.harness import runs
 
     if options.name is None:

@@ -102,6 +102,10 @@ class Profile:
     frontier_flow_steps: int = 300
     frontier_flow_width: int = 512
 
+    def changed(self, **changes: Any) -> Profile:
+        """These settings with some of them replaced."""
+        return replace(self, **changes)
+
     def as_dict(self) -> dict[str, Any]:
         """All settings by name."""
         return asdict(self)

@@ -8,8 +8,10 @@ import os
 from functools import cache
 
 import torch
+from torch import Tensor
 
-from flownlib.networks import Classifier
+from flownlib import scoring
+from flownlib.networks import Classifier, Model
 from flownlib.speed import lanes
 
 log = logging.getLogger(__name__)
@@ -59,3 +61,13 @@ def keep_freed_memory() -> bool:
         return False
     trim, top_pad, mmap_threshold = -1, -2, -3
     return all([mallopt(mmap_threshold, 2**25), mallopt(trim, 2**31 - 1), mallopt(top_pad, 2**26)])
+
+
+def fast_logits(model: Model, weights: Tensor, x: Tensor, backend: str) -> Tensor | None:
+    """Logits [m, n, classes] by the compiled lanes; None where plain PyTorch is wanted or the faster one."""
+    if choose(backend, model, weights.dtype, weights.device.type, len(weights)) == "lanes":
+        return lanes.kernel(model, weights.dtype).logits(weights, x.to(weights.dtype))
+    return None
+
+
+scoring.FAST_LOGITS.append(fast_logits)

@@ -12,19 +12,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from flownlib import networks as classifiers
-from flownlib import networks as operations
-from flownlib import weights as layout_module
 from flownlib.harness.cache import address, cache_root, cached
 from flownlib.networks import Classifier, classifier
 from flownlib.optimisation import seeded
 from flownlib.scoring import Task, score
-from flownlib.speed import backends, lanes, loops, plan
+from flownlib.speed import backends
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, initial_weights, minibatch_orders
 from flownlib.speed.workers import default_workers, one_thread, share_jobs
-from flownlib.tasks import base as tasks_base
-from flownlib.tasks import glyphs, load_task
+from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
 from flownlib.weights import Artifact
 from flownlib.zoo import Zoo
@@ -136,15 +132,12 @@ def _shard_key(settings: ZooSettings, task: str, seeds: tuple[int, ...]) -> dict
         inputs["checkpoints"] = settings.networks
     if settings.kind == "shared" or settings.minibatches == "shared":
         inputs["shared_seed"] = SHARED_SEED + settings.seed
-    if settings.backend == "lanes":
-        inputs["kernel"] = lanes.source_hash()
-    code = (classifiers, operations, layout_module, plan, loops, tasks_base, glyphs)
-    return {"stage": "zoo-shard", "settings": inputs | {"task": task, "seeds": list(seeds)}, "code": code}
+    return {"stage": "zoo-shard", "settings": inputs | {"task": task, "seeds": list(seeds)}}
 
 
 def is_cached(settings: ZooSettings, task: str, seeds: tuple[int, ...]) -> bool:
     """Whether this shard has been collected."""
-    return (cache_root() / address(**_shard_key(settings, task, seeds))).exists()
+    return (cache_root() / address(**_shard_key(settings, task, seeds), module=__name__)).exists()
 
 
 def hyper_parameters(settings: ZooSettings, seeds: Sequence[int]) -> dict[str, list[float]]:

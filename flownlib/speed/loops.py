@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib import networks
-from flownlib.networks import Classifier
+from flownlib.networks import Classifier, group_size
 from flownlib.scoring import Split
 from flownlib.speed import backends, lanes
 
@@ -56,7 +55,7 @@ def train_many(
     weights = weights.detach()
     if backends.choose(backend, model, weights.dtype, weights.device.type, m) == "lanes":
         return lanes.kernel(model, weights.dtype).train(weights, data.x, data.y, orders, rate, decay, steps_kept)
-    size, parts = networks.group_size(model, orders.shape[2], weights), []
+    size, parts = group_size(model, orders.shape[2], weights), []
     for start in range(0, m, size):
         group = slice(start, start + size)
         own = orders if shared else orders[group]

@@ -54,4 +54,4 @@ def _cached_glyphs(text: str, per_class: int, seed: int, strength: float) -> Ten
     def build() -> Artifact:
         return Artifact({"images": glyphs.glyph_images(text, per_class, seed, strength)}, settings)
 
-    return cached("glyphs", settings, build, code=(glyphs,)).tensors["images"]
+    return cached("glyphs", settings, build).tensors["images"]

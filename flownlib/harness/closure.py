@@ -1,0 +1,76 @@
+"""Which code a function depends on: the import closure of its module inside this package, as one hash.
+
+Nothing is listed by hand, so nothing can be forgotten. Comments, docstrings and layout do not count. Beside a module's own
+source counts a file of the same name in another language, such as a compiled kernel's. The harness does not count: it
+stores, reads settings and reports, and what a function reads of the settings is in its key already.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = __name__.split(".")[0]
+ROOT = Path(__file__).resolve().parent.parent.parent
+HARNESS = __name__.rsplit(".", 1)[0]
+SOURCES = (".cpp", ".cu", ".js")
+
+
+def closure(module: str) -> tuple[str, ...]:
+    """The names of all modules of this package that a module imports, directly or not, itself included; sorted.
+
+    Imports inside functions count too.
+
+    Args:
+        module: dotted name, such as "flownlib.vae".
+
+    Raises:
+        ValueError: if there is no such module in this package.
+    """
+    if _path(module) is None:
+        raise ValueError(f"{module!r} is no module of {PACKAGE}")
+    seen, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        if name not in seen and not name.startswith(HARNESS) and _path(name):
+            seen.add(name)
+            todo += _parsed(name)[1]
+    return tuple(sorted(seen))
+
+
+@cache
+def fingerprint(module: str) -> str:
+    """16 hex digits: the code of everything in `closure(module)`."""
+    text = "".join(f"{name}:{_parsed(name)[0]}" for name in closure(module))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _path(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((found for found in candidates if found.is_file()), None)
+
+
+@cache
+def _parsed(module: str) -> tuple[str, frozenset[str]]:
+    """A module's hash, and the modules of this package that it names in its imports."""
+    path = _path(module)
+    tree = ast.parse(path.read_text())
+    imports: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # either may be a module: `from package import module`, `from package.module import name`
+            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body.pop(0)
+    digest = hashlib.sha256(ast.dump(tree).encode())
+    for suffix in SOURCES:
+        if path.with_suffix(suffix).is_file():
+            digest.update(path.with_suffix(suffix).read_bytes())
+    parents = {module.rsplit(".", 1)[0]} if "." in module else set()  # importing a module runs its package's face
+    return digest.hexdigest(), frozenset(name for name in imports | parents if name.split(".")[0] == PACKAGE)
