@@ -11,7 +11,6 @@ from flownlib.baselines import Gaussian, Noise, Retrieval, Soup
 from flownlib.chapters import shared as recipes
 from flownlib.encoders import WeightSpace
 from flownlib.evaluation import MEASURES, Neighbourhood, Reference, judge
-from flownlib.extensions.traced_symmetry import symmetries
 from flownlib.plots import audit as figures_audit
 from flownlib.plots.audit import frontier_of
 from flownlib.speed.collect import collect
@@ -43,7 +42,7 @@ def contexts(tasks):
 
 def disguised(model, weights, generator):
     """The same networks, as functions, with their hidden units in another order and on another scale."""
-    tensors, known = model.layout.views(weights), symmetries(model)
+    tensors, known = model.layout.views(weights), model.symmetries
     for group, rescaling in zip(known.groups, known.rescalings, strict=True):
         size = (len(weights), group.units)
         tensors = permute(tensors, group, torch.rand(size, generator=generator).argsort(1))

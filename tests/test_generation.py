@@ -7,12 +7,12 @@ import torch
 
 from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
 from flownlib.chapters import shared as recipes
-from flownlib.harness.studies import aggregate
 from flownlib.encoders import PCA, Standardiser, WeightSpace, reconstruct
 from flownlib.evaluation import MEASURES, compare, error_overlap, judge
 from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator
 from flownlib.harness.cache import load_artifact, save_artifact
+from flownlib.harness.studies import aggregate
 from flownlib.vae import VAE, VAESettings, behaviour_distance, train_vae
 
 

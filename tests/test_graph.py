@@ -10,14 +10,13 @@ from flownlib.encoders import Standardiser, reconstruct
 from flownlib.extensions.graph_encoder import Graph, graph_networks
 from flownlib.extensions.graph_widths import at_width, train_on_widths
 from flownlib.extensions.modules import ModuleClassifier
-from flownlib.extensions.traced_symmetry import symmetries
 from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_embed, cnn_medium, cnn_small, mlp
 from flownlib.speed.collect import ZooSettings, collect
 from flownlib.speed.plan import Training
 from flownlib.symmetry import permute
 from flownlib.tasks import load_task
-from flownlib.vae import VAE, VAESettings, build, train_vae
+from flownlib.vae import VAE, VAESettings, train_vae
 
 MODELS = [cnn_small(), cnn_small(strided=False), cnn_medium(1), cnn_embed(), mlp((16, 12))]
 SMALL = VAESettings(
@@ -29,8 +28,8 @@ GRAPH = replace(SMALL, architecture="graph", node_dim=24, rounds=1, jitter=0.3)
 def scramble(model, weights, generator):
     """The same networks with the units of every hidden layer in another order, and the orders."""
     tensors = model.layout.views(weights)
-    orders = [torch.rand(len(weights), hidden.units, generator=generator).argsort(1) for hidden in symmetries(model).groups]
-    for hidden, order in zip(symmetries(model).groups, orders, strict=True):
+    orders = [torch.rand(len(weights), hidden.units, generator=generator).argsort(1) for hidden in model.symmetries.groups]
+    for hidden, order in zip(model.symmetries.groups, orders, strict=True):
         tensors = permute(tensors, hidden, order)
     return model.layout.join(tensors), orders
 
@@ -55,7 +54,7 @@ def test_edges_and_biases_hold_every_weight_once(model):
     graph, weights = Graph.of(model), torch.arange(2.0 * model.layout.size).view(2, -1)
     edges, biases = graph.split(weights)
     assert torch.equal(graph.join(edges, biases), weights)
-    for layer, hidden in enumerate(symmetries(model).groups):
+    for layer, hidden in enumerate(model.symmetries.groups):
         # the numbers on the edges out of unit 1 are the weights that `symmetry` moves with it
         assert torch.equal(edges[layer + 1][:, :, 1], hidden.axes[-1].units(model.layout.views(weights))[:, :, 1])
         assert edges[layer].shape[1] == biases[layer].shape[1] == graph.units[layer + 1] == hidden.units
@@ -70,7 +69,7 @@ def test_latents_and_decoded_weights_follow_a_permutation(model):
     layers = zip(encoder.graph.nodes(latents), encoder.graph.nodes(moved), [*orders, outputs], strict=True)
     assert all((before[rows, order] - after).abs().max() < 1e-10 for before, after, order in layers)
     tensors = model.layout.views(decoder(latents))
-    for hidden, order in zip(symmetries(model).groups, orders, strict=True):
+    for hidden, order in zip(model.symmetries.groups, orders, strict=True):
         tensors = permute(tensors, hidden, order)
     assert (decoder(moved) - decoder(latents)).abs().max() > 1e-6
     assert (decoder(moved) - model.layout.join(tensors)).abs().max() < 1e-10
@@ -94,7 +93,7 @@ def test_the_mlp_encoder_does_not():
     weights, scrambled, _, _, _ = example(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, _ = build(model, SMALL)
+        encoder = VAE(model, SMALL).encoder
     latents, moved = mean_of(encoder.double(), weights), mean_of(encoder, scrambled)
     assert latents.shape == (3, SMALL.latent_dim)
     # not even as a set of numbers
@@ -107,7 +106,7 @@ def test_the_standardiser_by_tensor_commutes_with_a_permutation():
 
     def moved(values):
         tensors = model.layout.views(values)
-        for hidden, order in zip(symmetries(model).groups, orders, strict=True):
+        for hidden, order in zip(model.symmetries.groups, orders, strict=True):
             tensors = permute(tensors, hidden, order)
         return model.layout.join(tensors)
 
@@ -137,7 +136,7 @@ def test_other_modules_and_architectures_are_refused():
     with pytest.raises(ValueError, match="it takes convolutions and linear layers"):
         Graph.of(ModuleClassifier("own", (1, 28, 28), cnn_small().module))
     with pytest.raises(ValueError, match="there is no architecture 'tree'; choose"):
-        build(cnn_small(), VAESettings(architecture="tree"))
+        VAE(cnn_small(), VAESettings(architecture="tree"))
 
 
 @pytest.fixture(scope="module")

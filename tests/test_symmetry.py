@@ -9,7 +9,7 @@ from torch import nn
 
 from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
 from flownlib.extensions.residual import ResidualBlock, residual_classifier
-from flownlib.extensions.traced_symmetry import of_layers, of_module, symmetries
+from flownlib.extensions.traced_symmetry import of_module
 from flownlib.networks import CLASSIFIERS, Classifier, cnn_small, mlp
 from flownlib.symmetry import Aligner, balance, match, permute, rescale
 from flownlib.weights import Axis, Group, Norm, Rescaling, Symmetries
@@ -78,7 +78,7 @@ def orders(m, group, generator):
 def scrambled(model, weights, generator):
     """The same functions with the units of every group in random order."""
     tensors = model.layout.views(weights)
-    for group in symmetries(model).groups:
+    for group in model.symmetries.groups:
         tensors = permute(tensors, group, orders(len(weights), group, generator))
     return model.layout.join(tensors)
 
@@ -102,7 +102,7 @@ def test_functions_are_unchanged(model):
 def test_a_group_moves_all_of_its_axes_or_none(model):
     weights, x, generator = networks(model, 1)
     tensors = model.layout.views(weights)
-    for group in symmetries(model).groups:
+    for group in model.symmetries.groups:
         order = orders(1, group, generator).roll(1, dims=1)
         assert change(model, permute(tensors, group, order), weights, x) < 1e-10
         for left_out in group.axes:
@@ -114,7 +114,7 @@ def test_a_group_moves_all_of_its_axes_or_none(model):
 def test_a_rescaling_multiplies_and_divides(model):
     weights, x, generator = networks(model, 1)
     tensors = model.layout.views(weights)
-    for rescaling in symmetries(model).rescalings:
+    for rescaling in model.symmetries.rescalings:
         scale = 0.5 + torch.rand(1, rescaling.multiplied[0].units(tensors).shape[2], generator=generator, dtype=torch.float64)
         assert change(model, rescale(tensors, rescaling, scale), weights, x) < 1e-10
         for left_out in rescaling.multiplied + rescaling.divided:
@@ -134,7 +134,7 @@ def test_matching_undoes_a_permutation(model):
 @each_model
 def test_balancing_undoes_rescalings(model):
     weights, _, generator = networks(model)
-    known, tensors = symmetries(model), model.layout.views(weights)
+    known, tensors = model.symmetries, model.layout.views(weights)
     for rescaling in known.rescalings[:1]:
         units = rescaling.multiplied[0].units(tensors).shape[2]
         tensors = rescale(tensors, rescaling, 0.5 + torch.rand(3, units, generator=generator, dtype=torch.float64))
@@ -154,7 +154,7 @@ def test_balancing_undoes_rescalings(model):
 @pytest.mark.parametrize("model", [*CHAINS, *RESIDUAL], ids=lambda model: model.name)
 def test_balancing_equalises_norms_and_variances(model):
     weights, _, _ = networks(model)
-    known, tensors = symmetries(model), model.layout.views(balance(model, weights, rounds=200))
+    known, tensors = model.symmetries, model.layout.views(balance(model, weights, rounds=200))
     for rescaling in known.rescalings:
         into, out = (
             sum(axis.units(tensors).square().sum((1, 3)) for axis in axes) for axes in (rescaling.multiplied, rescaling.divided)
@@ -180,14 +180,14 @@ def test_a_dead_channel_keeps_a_finite_scale_and_a_variance():
 
 @pytest.mark.parametrize("model", CHAINS, ids=lambda model: model.name)
 def test_layers_and_graph_give_the_same_description(model):
-    assert of_layers(model) == of_module(model.module())
-    assert symmetries(ModuleClassifier("plain", model.image_shape, model.module)) == symmetries(model)
+    assert model.symmetries == of_module(model.module())
+    assert ModuleClassifier("plain", model.image_shape, model.module).symmetries == model.symmetries
 
 
 def test_a_chain_in_full():
     conv = (Axis("conv3.weight", 0), Axis("conv3.bias", 0))
     flattened = (Axis("fc1.weight", 1, repeat=9),)
-    found = symmetries(cnn_small())
+    found = cnn_small().symmetries
     assert found.groups[2] == Group(4, conv + flattened) and found.rescalings[2] == Rescaling(conv, flattened)
     assert [group.units for group in found.groups] == [8, 6, 4, 20] and found.norms == ()
 

@@ -40,6 +40,20 @@ def closure(module: str) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
+def modules() -> dict[str, Path]:
+    """Every module of this package by its dotted name."""
+    names = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imports_of(module: str) -> tuple[str, ...]:
+    """The modules of this package that a module names in its imports, sorted."""
+    return tuple(sorted(name for name in _parsed(module)[1] if _path(name)))
+
+
 @cache
 def fingerprint(module: str) -> str:
     """16 hex digits: the code of everything in `closure(module)`."""
@@ -72,5 +86,4 @@ def _parsed(module: str) -> tuple[str, frozenset[str]]:
     for suffix in SOURCES:
         if path.with_suffix(suffix).is_file():
             digest.update(path.with_suffix(suffix).read_bytes())
-    parents = {module.rsplit(".", 1)[0]} if "." in module else set()  # importing a module runs its package's face
-    return digest.hexdigest(), frozenset(name for name in imports | parents if name.split(".")[0] == PACKAGE)
+    return digest.hexdigest(), frozenset(name for name in imports if name.split(".")[0] == PACKAGE)

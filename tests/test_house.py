@@ -1,0 +1,80 @@
+"""The laws of the house: what is small stays small, and no arrow runs back up."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from flownlib.harness.closure import imports_of, modules
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "flownlib"
+FILES = {name: path for name, path in modules().items() if path.name != "__main__.py"}
+FOLDERS = ("tasks", "speed", "extensions", "harness", "plots", "chapters", "benchmarks")
+PLAIN = {"flownlib.statistics", "flownlib.weights"}  # of the core, what the harness may use: intervals and stored tensors
+
+
+def folder(module: str) -> str:
+    """The folder that a module is in; "core" for those at the top."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else "core"
+
+
+def lines(path: Path) -> int:
+    return path.read_text().count("\n")
+
+
+@cache
+def floor(module: str) -> int:
+    """1 + the highest floor among what a module imports; package faces are not counted."""
+    below = [name for name in imports_of(module) if name != module and FILES[name].name != "__init__.py"]
+    return 1 + max(map(floor, below), default=0)
+
+
+def test_the_core_is_small_and_imports_no_folder() -> None:
+    core = [name for name in FILES if folder(name) == "core"]
+    assert len(core) <= 17 and sum(lines(FILES[name]) for name in core) <= 2900
+    assert not [(name, other) for name in core for other in imports_of(name) if folder(other) != "core"]
+
+
+def test_the_library_can_be_held_in_the_head() -> None:
+    assert sum(map(lines, FILES.values())) <= 15_500
+    assert max(map(floor, FILES)) <= 13
+
+
+def test_no_chapter_imports_a_chapter() -> None:
+    def chapter(name: str) -> str | None:
+        part = name.split(".")[-1]
+        return part[:3] if folder(name) == "chapters" and part[:1] == "c" and part[1:3].isdigit() else None
+
+    pairs = [(name, other) for name in FILES for other in imports_of(name) if chapter(name) and chapter(other)]
+    assert not [(name, other) for name, other in pairs if chapter(name) != chapter(other)]
+
+
+def test_the_harness_knows_no_method() -> None:
+    inside = [name for name in FILES if folder(name) == "harness"]
+    assert not [(n, o) for n in inside for o in imports_of(n) if folder(o) != "harness" and o not in PLAIN | {"flownlib"}]
+
+
+def test_lower_rooms_import_no_higher_ones() -> None:
+    higher = {"tasks": ("extensions", "plots", "chapters"), "speed": ("extensions", "plots", "chapters")}
+    higher |= {"extensions": ("plots", "chapters"), "plots": ("chapters",)}
+    arrows = [(name, other) for name in FILES for other in imports_of(name)]
+    assert not [(name, other) for name, other in arrows if folder(other) in higher.get(folder(name), ())]
+
+
+def test_package_faces_export_no_extension() -> None:
+    faces = [name for name, path in FILES.items() if path.name == "__init__.py"]
+    assert not [(name, other) for name in faces for other in imports_of(name) if folder(other) == "extensions"]
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_a_module_is_one_room(module: str) -> None:
+    path = FILES[module]
+    assert lines(path) <= 350
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{module}.{node.name} is too long"
