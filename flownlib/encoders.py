@@ -13,6 +13,7 @@ from torch import Tensor
 from flownlib import encoders as base
 from flownlib import encoders as linear
 from flownlib import vae
+from flownlib.checks import check_real
 from flownlib.extensions import distilled_lora as distilled
 from flownlib.extensions import graph_encoder as graph
 from flownlib.extensions import graph_widths as widths
@@ -68,7 +69,8 @@ class Standardiser:
 
     @classmethod
     def fit(cls, weights: Tensor, layout: Layout) -> Standardiser:
-        """Mean [p] over networks and, per tensor, the root mean square of what is left [p]."""
+        """Mean [p] over networks and, per tensor, the root mean square of what is left [p]; refuses what is not finite."""
+        check_real("networks", weights, (layout.size,))
         mean = weights.mean(0)
         scale = torch.empty_like(mean)
         for place in layout.slices().values():
@@ -85,12 +87,18 @@ class Standardiser:
         return cls(mean, scale)
 
     def forward(self, weights: Tensor) -> Tensor:
-        """Standardised weights, same shape."""
+        """Standardised weights, same shape; rows of another length would be broadcast, and are refused."""
+        self._check(weights)
         return (weights - self.mean) / self.scale
 
     def inverse(self, standard: Tensor) -> Tensor:
         """Weights, same shape."""
+        self._check(standard)
         return standard * self.scale + self.mean
+
+    def _check(self, rows: Tensor) -> None:
+        if rows.shape[-1:] != self.mean.shape:
+            raise ValueError(f"this encoder takes rows of {len(self.mean)} numbers, not {tuple(rows.shape)}")
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,10 @@ class PCA:
             ValueError: if more are asked for.
         """
         if not 1 <= latent_dim < len(zoo):
-            raise ValueError(f"{len(zoo)} networks have at most {len(zoo) - 1} principal components, not {latent_dim}")
+            most = (
+                f"at most {len(zoo) - 1} principal components, not {latent_dim}" if len(zoo) > 1 else "no principal components"
+            )
+            raise ValueError(f"{len(zoo)} networks have {most}; ask for 1 or more, or train more networks")
         standardiser = Standardiser.fit(zoo.weights, zoo.layout)
         _, values, components = torch.linalg.svd(standardiser.forward(zoo.weights), full_matrices=False)
         # in rows, as it will be stored: another order in memory sums in another order
@@ -212,6 +223,8 @@ class PCA:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Weights [n, p]."""
+        if latents.shape[-1] != self.latent_dim:  # a single column would be broadcast
+            raise ValueError(f"this encoder decodes latents of {self.latent_dim} numbers, not {tuple(latents.shape)}")
         return self.standardiser.inverse(latents * self.deviations @ self.components)
 
 
@@ -220,7 +233,11 @@ KINDS = {"weights": WeightSpace, "pca": PCA, "vae": VAE, "lora": LoRA, "lora_dis
 
 
 def save(encoder: Encoder, path: Path | str) -> None:
-    """Write a folder with safetensors and JSON, all or nothing."""
+    """Write a folder with safetensors and JSON, all or nothing, over nothing but an earlier one.
+
+    Raises:
+        ArtifactError: if anything else lies at `path`, or the disk is full.
+    """
     save_artifact(path, encoder.as_artifact())
 
 
@@ -231,6 +248,11 @@ def load(path: Path | str) -> Encoder:
         ArtifactError: if the folder is missing, damaged or holds no encoder.
     """
     artifact = load_artifact(path)
-    if artifact.meta.get("encoder") not in KINDS:
+    if artifact.meta.get("encoder") not in list(KINDS):
         raise ArtifactError(f"{path} is not an encoder; it says it is {artifact.meta.get('encoder')!r}.")
-    return KINDS[artifact.meta["encoder"]].from_artifact(artifact)
+    try:
+        return KINDS[artifact.meta["encoder"]].from_artifact(artifact)
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(f"{path} holds no whole encoder: something in it is missing ({type(error).__name__}).") from None

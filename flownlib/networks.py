@@ -6,7 +6,6 @@ Nearly all the time of training a group of small networks goes into these, so th
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flownlib.harness.rules import from_environment, shown
 from flownlib.weights import Layout
 
 backward_of_convolution = torch.ops.aten.convolution_backward
@@ -259,10 +259,10 @@ def classifier(name: str) -> Classifier:
     """
     if name in CLASSIFIERS:
         return CLASSIFIERS[name]()
-    found = re.fullmatch(r"mlp_(\d+)x(\d+)x(\d+)((?:_\d+)+)", name)
+    found = re.fullmatch(r"mlp_(N)x(N)x(N)((?:_N)+)".replace("N", "[1-9][0-9]{0,6}"), name)
     if not found:
         raise ValueError(
-            f"there is no classifier {name!r}; choose one of {', '.join(CLASSIFIERS)} or mlp_1x28x28_32_10 and the like"
+            f"there is no classifier {shown(name)}; choose one of {', '.join(CLASSIFIERS)} or mlp_1x28x28_32_10 and the like"
         )
     *hidden, classes = map(int, found[4][1:].split("_"))
     return mlp(tuple(hidden), tuple(int(found[i]) for i in (1, 2, 3)), classes)
@@ -274,8 +274,8 @@ def group_size(model: Classifier, batch: int, weights: Tensor) -> int:
     The largest activation of a group may take three times the second-level cache, and the groups are of about one size.
     The environment variable FLOWN_GROUP sets another number.
     """
-    if os.environ.get("FLOWN_GROUP"):
-        return max(1, int(os.environ["FLOWN_GROUP"]))
+    if group := from_environment("FLOWN_GROUP"):
+        return group
     if weights.device.type != "cpu":
         return max(1, len(weights))
     largest = batch * model.largest_activation * weights.element_size()

@@ -33,9 +33,10 @@ from flownlib.chapters import shared as tuned
 from flownlib.harness import cache as artifacts
 from flownlib.harness import results
 from flownlib.harness.cache import cached
+from flownlib.harness.rules import rules, shown
 from flownlib.harness.settings import Profile, load
 from flownlib.speed import collect as zoo_module
-from flownlib.speed import loops, plan
+from flownlib.speed import loops, plan, zoo_settings
 from flownlib.speed.collect import collect
 from flownlib.statistics import mean_interval
 from flownlib.tasks import DIGITS, glyphs
@@ -70,7 +71,7 @@ class Study:
     code: tuple[ModuleType, ...]  # the modules whose change makes the study's results old
 
 
-ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_module)
+ZOO_CODE = (classifiers, operations, layout, plan, loops, glyphs, zoo_settings, zoo_module)
 TUNING_CODE = (*ZOO_CODE, *studies_generation.CODE)
 GENERATION_CODE = (*TUNING_CODE, tuned)
 STUDIES = {
@@ -118,15 +119,13 @@ def run(name: str, profile: str = "tutorial", seeds: int | None = None) -> Path:
         ValueError: for an unknown study or less than one seed.
     """
     if name not in STUDIES:
-        raise ValueError(f"there is no study {name!r}; choose one of {', '.join(STUDIES)}")
+        raise ValueError(f"there is no study {shown(name)}; choose one of {', '.join(STUDIES)}")
     settings = load(profile)
-    count = seeds or settings.study_seeds
-    if count < 1:
-        raise ValueError(f"a study needs at least one seed, not {count}")
+    count = settings.study_seeds if seeds is None else rules(Profile)["study_seeds"].check("the number of seeds", seeds)
     bar = tqdm(range(count), desc=f"study {name} (about {STUDIES[name].minutes:g} minutes in all)")
     by_seed = [seed_records(name, settings, seed) for seed in bar]
     extra = {"settings": settings.as_dict(), "code_version": artifacts.fingerprint(*STUDIES[name].code)}
-    return results.write(f"study_{name}", settings.profile, aggregate(by_seed), **extra)
+    return results.write(f"study_{name}", settings.profile, aggregate(by_seed), committed=True, **extra)
 
 
 def aggregate(by_seed: list[Raw]) -> list[dict]:
