@@ -20,7 +20,7 @@ test: $(READY)  ## run the tests, and every notebook in the smoke profile
 	FLOWN_PROFILE=smoke FLOWN_CACHE="$(CURDIR)/build/test-cache" $(PY) -m pytest notebooks \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-lab: $(READY)  ## open the notebooks in JupyterLab
+lab: $(READY)  ## open the notebooks in JupyterLab; figures and numbers of what you run go to build/figures
 	$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
 report: $(READY)  ## write the README's results from figures/results

@@ -6,15 +6,20 @@ The verdict follows from thresholds that are stated here, in this order:
 |---|---|
 | memorises | the median sample is within `COPY` of a training network, or has its errors (`SAME_ERRORS`) as no unseen one has |
 | near copies | the median sample is within `NEAR` of a training network; the average of all of them is not, at about 0.7 |
-| averages | the samples have less than `NARROW` of the zoo's spread |
+| averages | the samples lie nearer to the zoo's mean than `NARROW` of a network's distance from it |
+| too alike | the samples have less than `NARROW` of the zoo's spread, or the median one has a copy among them (`COPY`) |
 | not the zoo's distribution | a two-sample test tells the samples from held-out networks, at `LEVEL` over the whole audit |
 | indistinguishable here | none of these; a larger sample or another test might still tell them apart |
 
-Distances are in units of a held-out network's, hidden units and scales aside.
+Distances are in units of a held-out network's, hidden units and scales aside. One real network again and again is too
+alike, not an average: it lies where networks lie. The medians are over `LEAST` samples or more, the fewest between whose
+smallest and largest the true median lies with 95 % confidence (1 - 2 / 2^6 = 0.97), and the two-sample tests need so many
+samples and held-out networks that they can reject at all.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -24,7 +29,7 @@ import torch
 from torch import Tensor
 
 from flownlib.encoders import WeightSpace
-from flownlib.evaluation import Judgement, Reference, error_overlap, judge
+from flownlib.evaluation import HELD_OUT, PERMUTATIONS, Judgement, Reference, check_names, error_overlap, judge
 from flownlib.generators import Contexts, Generator
 from flownlib.optimisation import seeded
 from flownlib.scoring import Task
@@ -33,7 +38,15 @@ from flownlib.symmetry import Aligner
 from flownlib.zoo import Zoo
 
 COPY, NEAR, NARROW, SAME_ERRORS, LEVEL = 0.05, 0.6, 0.8, 0.95, 0.05
-VERDICTS = ("memorises", "near copies", "averages", "not the zoo's distribution", "indistinguishable here")
+LEAST = 6  # samples a task
+VERDICTS = (
+    "memorises",
+    "near copies",
+    "averages",
+    "too alike",
+    "not the zoo's distribution",
+    "indistinguishable here",
+)
 
 
 class SplitZoo(Protocol):
@@ -84,9 +97,11 @@ class TaskAudit:
             return VERDICTS[0]
         if found.nearest.median() < NEAR:
             return VERDICTS[1]
-        if found.spread < NARROW:
+        if found.reach < NARROW:
             return VERDICTS[2]
-        return VERDICTS[3] if min(found.p_weights, found.p_behaviour) < self.level else VERDICTS[4]
+        if found.spread < NARROW or found.twins < COPY:
+            return VERDICTS[3]
+        return VERDICTS[4] if min(found.p_weights, found.p_behaviour) < self.level else VERDICTS[5]
 
     @property
     def training_overlap(self) -> Tensor:
@@ -151,27 +166,64 @@ def audit(
         likelihood: ask a generator that has a log_likelihood for those of training and held-out networks.
 
     Raises:
-        ValueError: if a task has no context or no network in the zoo, or the samples are not finite rows of its length.
+        ValueError: if a task has no context or no network in the zoo, the samples are too few or not finite rows of its
+            length, or held-out networks are copies of training networks.
     """
-    for name in tasks:
-        if name not in contexts or name not in zoo.train.tasks or name not in zoo.held_out.tasks:
+    for name, task in tasks.items():
+        measured = references is None or name in references
+        if name not in contexts or name not in zoo.train.tasks or name not in zoo.held_out.tasks or not measured:
             raise ValueError(f"an audit needs a context, training networks and held-out networks of {name!r}: one is missing")
+        if task.name != name:
+            raise ValueError(f"the task given as {name!r} calls itself {task.name!r}; the zoo has {zoo.train.tasks}")
+    level = level_of(len(tasks))
     space, found = WeightSpace.fit(zoo.train), {}
     for number, (name, task) in enumerate(tasks.items()):
         reference = references[name] if references else Reference.of(task, zoo.train, zoo.held_out, space, zoo.aligner)
         y = contexts[name][0]
-        samples = judge(generator.sample(n, y, seeded(seed, number)), reference, seed=seed)
+        refuse_too_few(name, n, len(reference.held_out.weights), level)
+        drawn = generator.sample(n, y, seeded(seed, number))
+        refuse_too_few(name, len(drawn), len(reference.held_out.weights), level)
+        samples = judge(drawn, reference, seed=seed)
         held_out = judge(zoo.held_out.task(name).weights, reference, reference.training, seed)
         asked = likelihood and isinstance(generator, HasLikelihood)
         likelihoods = likelihoods_of(generator, zoo, name, y, seeded(seed, number)) if asked else None
-        # two tests a task: LEVEL is that of all of them together (Bonferroni)
-        found[name] = TaskAudit(reference, samples, held_out, LEVEL / (2 * len(tasks)), likelihoods)
+        found[name] = TaskAudit(reference, samples, held_out, level, likelihoods)
     return Audit(generator.name, found)
 
 
+def level_of(tasks: int) -> float:
+    """The level of each two-sample test, two a task: `LEVEL` is that of all of them together (Bonferroni).
+
+    Raises:
+        ValueError: for no task, or so many that no p-value of so few permutations is below it.
+    """
+    most = int(LEVEL * (PERMUTATIONS + 1) / 2)
+    if not 1 <= tasks < most:
+        raise ValueError(f"an audit is of 1 to {most - 1} tasks, not {tasks}; make it in parts")
+    return LEVEL / (2 * tasks)
+
+
+def refuse_too_few(task: str, n: int, held_out: int, level: float) -> None:
+    """Refuse fewer samples than `LEAST`, or so few of both that the two-sample tests could not reject whatever they saw."""
+    if n < LEAST:
+        raise ValueError(f"an audit needs {LEAST} samples a task or more, and there are {n} for {task!r}")
+    # the smallest p-value is that of the observed split among all; of equal halves, of the split and its mirror image
+    smallest = (2 if n == held_out else 1) / math.comb(n + held_out, n)
+    if smallest >= level:
+        raise ValueError(
+            f"{n} samples and {held_out} held-out networks of {task!r} are too few: no two-sample test can fall below "
+            f"{level:.3g}, its smallest p-value is {smallest:.2g}; hold out more networks"
+        )
+
+
 def table_of(audits: Sequence[Audit]) -> pd.DataFrame:
-    """One row for each method and task, the held-out networks first, as from `evaluation.compare`: `MEASURES` by name."""
-    judged = [("zoo_held_out", name, task.held_out, "") for name, task in audits[0].tasks.items()]
+    """One row for each method and task, the held-out networks first, as from `evaluation.compare`: `MEASURES` by name.
+
+    Raises:
+        ValueError: if two audits have one name, or there is none.
+    """
+    check_names([found.name for found in audits])
+    judged = [(HELD_OUT, name, task.held_out, "") for name, task in audits[0].tasks.items()]
     judged += [(found.name, name, task.samples, task.verdict) for found in audits for name, task in found.tasks.items()]
     return pd.DataFrame([{"method": m, "task": name, **j.measures(), "verdict": verdict} for m, name, j, verdict in judged])
 

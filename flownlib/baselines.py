@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from flownlib.checks import check_count
 from flownlib.encoders import WeightSpace
 from flownlib.generators import Contexts, mean_contexts, nearest_task
 from flownlib.zoo import Zoo
@@ -31,6 +32,7 @@ class Retrieving(ABC):
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""
+        check_count("the number of networks", n)
         return self.space.decode(self.draw(n, self.nearest(y), generator))
 
     @abstractmethod

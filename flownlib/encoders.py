@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flownlib.checks import check_real
 from flownlib.scoring import Task, score
 from flownlib.weights import Artifact, Layout
 from flownlib.zoo import Zoo
@@ -55,7 +56,8 @@ class Standardiser:
 
     @classmethod
     def fit(cls, weights: Tensor, layout: Layout) -> Standardiser:
-        """Mean [p] over networks and, per tensor, the root mean square of what is left [p]."""
+        """Mean [p] over networks and, per tensor, the root mean square of what is left [p]; refuses what is not finite."""
+        check_real("networks", weights, (layout.size,))
         mean = weights.mean(0)
         scale = torch.empty_like(mean)
         for place in layout.slices().values():
@@ -72,12 +74,18 @@ class Standardiser:
         return cls(mean, scale)
 
     def forward(self, weights: Tensor) -> Tensor:
-        """Standardised weights, same shape."""
+        """Standardised weights, same shape; rows of another length would be broadcast, and are refused."""
+        self._check(weights)
         return (weights - self.mean) / self.scale
 
     def inverse(self, standard: Tensor) -> Tensor:
         """Weights, same shape."""
+        self._check(standard)
         return standard * self.scale + self.mean
+
+    def _check(self, rows: Tensor) -> None:
+        if rows.shape[-1:] != self.mean.shape:
+            raise ValueError(f"this encoder takes rows of {len(self.mean)} numbers, not {tuple(rows.shape)}")
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,10 @@ class PCA:
             ValueError: if more are asked for.
         """
         if not 1 <= latent_dim < len(zoo):
-            raise ValueError(f"{len(zoo)} networks have at most {len(zoo) - 1} principal components, not {latent_dim}")
+            most = (
+                f"at most {len(zoo) - 1} principal components, not {latent_dim}" if len(zoo) > 1 else "no principal components"
+            )
+            raise ValueError(f"{len(zoo)} networks have {most}; ask for 1 or more, or train more networks")
         standardiser = Standardiser.fit(zoo.weights, zoo.layout)
         _, values, components = torch.linalg.svd(standardiser.forward(zoo.weights), full_matrices=False)
         # in rows, as it will be stored: another order in memory sums in another order
@@ -199,4 +210,6 @@ class PCA:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Weights [n, p]."""
+        if latents.shape[-1] != self.latent_dim:  # a single column would be broadcast
+            raise ValueError(f"this encoder decodes latents of {self.latent_dim} numbers, not {tuple(latents.shape)}")
         return self.standardiser.inverse(latents * self.deviations @ self.components)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from flownlib.checks import check_real
 from flownlib.encoders import WeightSpace
 from flownlib.generators import Contexts, Generator
 from flownlib.networks import Classifier
@@ -83,6 +85,8 @@ MEASURES = (
     "two_sample_p_weights",
     "two_sample_p_behaviour",
 )
+HELD_OUT = "zoo_held_out"  # the name of the networks that everybody is compared with
+TWIN, SAME = 0.5, 0.01  # of the distance between two networks that were trained apart: a near copy, a copy
 PROBES = 200  # validation images on which behaviour is compared
 PERMUTATIONS = 999
 
@@ -125,15 +129,49 @@ class Reference:
 
         Args:
             aligner: what gave the zoos that form; samples are brought to it before they are measured.
+
+        Raises:
+            ValueError: if the zoos have too few networks of the task, or some that are copies: of each other, or held out
+                and near copies of training networks.
         """
+        for zoo, least in ((train, 2), (held_out, 1)):
+            if (zoo.table["task"] == task.name).sum() < least:
+                raise ValueError(
+                    f"a comparison needs 2 training networks and a held-out one of task {task.name!r}; "
+                    f"the zoo is of {', '.join(map(repr, zoo.tasks)) or 'no task'}"
+                )
         train = train.task(task.name)
         around = Neighbourhood(train, space, aligner)
         held = around.canonical(held_out.task(task.name).weights)  # once more, as every sample will be
         training, unseen = (_points(around, task, weights) for weights in (train.weights, held))
+        found = around.nearest(held)
+        _refuse_copies(task.name, training.weights, unseen.weights, found)
         radius = ((training.weights - training.weights.mean(0)).square().sum() / (len(train) - 1)).sqrt()
-        distance = around.nearest(held).distance[:, 0].mean()
         scores = score(train.model, train.weights, task.test.x, task.test.y)
-        return cls(task, around, training, unseen, scores, float(radius), float(distance))
+        return cls(task, around, training, unseen, scores, float(radius), float(found.distance[:, 0].mean()))
+
+
+def twin_distance(rows: Tensor) -> Tensor:
+    """Each row's distance [n] to the nearest other row; infinite for a row alone."""
+    return distances(rows, rows).fill_diagonal_(math.inf).min(1).values
+
+
+def _refuse_copies(task: str, training: Tensor, held_out: Tensor, found: Neighbours) -> None:
+    """Copies in a reference fool whoever is judged by it: of a leak, the copier who copies no more than the held-out do."""
+    for name, apart in (("training", twin_distance(training)), ("held-out", twin_distance(held_out))):
+        copies = int((apart <= SAME * apart.median()).sum()) if len(apart) > 1 else 0
+        if copies:
+            raise ValueError(
+                f"{copies} of the {len(apart)} {name} networks of task {task!r} are copies of one another; keep one of each"
+            )
+    nearest, row = found.distance[:, 0], found.row[:, 0]
+    # a training network's own neighbour tells how close networks come that were trained apart
+    leaked = int((nearest < TWIN * twin_distance(training)[row]).sum())
+    if leaked:
+        raise ValueError(
+            f"{leaked} of the {len(nearest)} held-out networks of task {task!r} are copies or near copies of training networks; "
+            "hold out whole runs, so that no run is on both sides"
+        )
 
 
 def _points(around: Neighbourhood, task: Task, canonical: Tensor) -> Points:
@@ -154,6 +192,13 @@ class Judgement:
     offset: float
     p_weights: float
     p_behaviour: float
+    twins: float  # median distance of a sample to the nearest other one, in the same units
+
+    @property
+    def reach(self) -> float:
+        """How far the samples lie from the zoo's mean (root mean square), in units of the zoo's radius; 1 = as networks do."""
+        n = len(self.canonical)
+        return math.hypot(self.spread * ((n - 1) / n) ** 0.5, self.offset)
 
     @property
     def nearest(self) -> Tensor:
@@ -199,14 +244,10 @@ def judge(weights: Tensor, reference: Reference, against: Points | None = None, 
     The two-sample tests ask whether held-out networks, or those given as `against`, are told apart from the samples.
 
     Raises:
-        ValueError: if the samples are not finite rows of the zoo's length.
+        ValueError: if the samples are not finite rows of the zoo's length, or there are none.
     """
     task, around = reference.task, reference.around
-    if weights.dim() != 2 or weights.shape[1] != around.train.layout.size or not weights.isfinite().all():
-        raise ValueError(
-            f"samples for {task.name} have to be finite rows of {around.train.layout.size} weights, "
-            f"not {tuple(weights.shape)} with {int((~weights.isfinite()).sum())} numbers that are not finite"
-        )
+    check_real(f"samples for {task.name!r}", weights, (around.train.layout.size,))
     validation, test = (score(around.train.model, weights, s.x, s.y) for s in (task.validation, task.test))
     canonical = around.canonical(weights)
     points, against = _points(around, task, canonical), against or reference.held_out
@@ -215,10 +256,27 @@ def judge(weights: Tensor, reference: Reference, against: Points | None = None, 
     offset = (x.mean(0) - rows.mean(0)).norm() / reference.radius
     found = around.nearest(canonical)
     neighbours = Neighbours(found.distance / reference.held_out_distance, found.row)
+    twins = float(twin_distance(x).median() / reference.held_out_distance)
     overlap = error_overlap(test.wrong, reference.scores.wrong).max(1).values
     _, p_weights = energy_test(x, against.weights, PERMUTATIONS, seeded(seed, 0))
     _, p_behaviour = energy_test(points.behaviour, against.behaviour, PERMUTATIONS, seeded(seed, 1))
-    return Judgement(validation, test, canonical, neighbours, overlap, float(spread), float(offset), p_weights, p_behaviour)
+    return Judgement(
+        validation, test, canonical, neighbours, overlap, float(spread), float(offset), p_weights, p_behaviour, twins
+    )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse methods that a table could not tell apart.
+
+    Raises:
+        ValueError: if there is none, two have one name, or one has the held-out networks' name.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1 or name == HELD_OUT})
+    if twice or not names:
+        raise ValueError(
+            f"a table needs methods of different names, none of them {HELD_OUT!r}; "
+            + (f"rename {', '.join(map(repr, twice))}" if twice else "there are none")
+        )
 
 
 def compare(
@@ -228,10 +286,14 @@ def compare(
 
     Every method is given the same contexts, one support set a task that it was not trained with. The two-sample tests of the
     held-out networks, which are equal to themselves, are against the training networks.
+
+    Raises:
+        ValueError: if two generators have one name.
     """
+    check_names([generator.name for generator in generators])
     rows = []
     for number, (name, reference) in enumerate(references.items()):
-        judged = {"zoo_held_out": judge(held_out.task(name).weights, reference, reference.training)}
+        judged = {HELD_OUT: judge(held_out.task(name).weights, reference, reference.training)}
         for generator in generators:
             weights = generator.sample(n, contexts[name][0], seeded(seed, number))
             judged[generator.name] = judge(weights, reference)

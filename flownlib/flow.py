@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from flownlib.checks import check_count
 from flownlib.optimisation import moving_average, warmup_cosine
 
 PREDICTIONS = ("velocity", "x_1", "noise")
@@ -319,6 +320,10 @@ class FlowTraining:
     ema: float = 0.998
     context_dropout: float = 0.15
     look_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "look_every"):
+            check_count(f"{name} of a flow's training", getattr(self, name))
 
 
 class CollapseWarning(UserWarning):

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from flownlib.checks import check_context, check_count, check_real
 from flownlib.encoders import Encoder
 from flownlib.flow import PATHS, FlowLog, FlowTraining, GaussianPrior, Prior, VelocityMLP, VelocityNetwork, couple, train_flow
 from flownlib.solvers import Trajectory, guided, integrate, log_likelihood
@@ -74,8 +75,14 @@ class StandardContexts:
 
     @classmethod
     def fit(cls, contexts: Contexts, tasks: Sequence[str]) -> StandardContexts:
-        """Standardise the contexts of the tasks, in their order."""
-        draws = torch.stack([contexts[task] for task in tasks])
+        """Standardise the contexts of the tasks, in their order.
+
+        Raises:
+            ValueError: as `draws_of`, or if there are less than two contexts in all.
+        """
+        draws = torch.stack(draws_of(contexts, tasks))
+        if draws.shape[0] * draws.shape[1] < 2:
+            raise ValueError("contexts can be standardised only if there are two of them or more; draw another support set")
         mean, std = draws.mean(dim=(0, 1)), draws.std(dim=(0, 1)).clamp(min=1e-3)
         return cls((draws - mean) / std, mean, std)
 
@@ -85,17 +92,41 @@ class StandardContexts:
         return self.draws.shape[-1]
 
     def standardise(self, y: Tensor) -> Tensor:
-        """Any context [..., c] in the same units."""
+        """Any one context [c] in the same units.
+
+        Raises:
+            ValueError: for a context of another size than those of `fit`, which would be broadcast, or not finite.
+        """
+        check_context(y, self.dim)
         return (y - self.mean) / self.std
+
+    def repeated(self, y: Tensor, n: int) -> Tensor:
+        """One context [c], standardised, for n networks: [n, c]. Refuses less than one, and what `standardise` refuses."""
+        check_count("the number of networks", n)
+        return self.standardise(y).expand(n, -1)
 
     def draw(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
         """A random context [n, c] of each of the tasks int64 [n]."""
         return self.draws[tasks, torch.randint(self.draws.shape[1], tasks.shape, generator=generator)]
 
 
+def draws_of(contexts: Contexts, tasks: Sequence[str]) -> list[Tensor]:
+    """Each task's contexts [draws, c], in the order of the tasks.
+
+    Raises:
+        ValueError: if a task has none, or they are not finite, or differ in size.
+    """
+    missing = [task for task in tasks if task not in contexts]
+    if missing:
+        raise ValueError(f"a generator needs contexts of every task, and there are none of {', '.join(missing)}")
+    for task in tasks:
+        check_real(f"the contexts of {task!r}", contexts[task], contexts[tasks[0]].shape[-1:])
+    return [contexts[task] for task in tasks]
+
+
 def mean_contexts(contexts: Contexts, tasks: Sequence[str]) -> Contexts:
     """The mean over each task's support sets: y [c] by task, by which an unseen context is recognised."""
-    return {task: contexts[task].mean(0) for task in tasks}
+    return {task: draws.mean(0) for task, draws in zip(tasks, draws_of(contexts, tasks), strict=True)}
 
 
 def others(contexts: Contexts) -> Contexts:
@@ -105,7 +136,8 @@ def others(contexts: Contexts) -> Contexts:
 
 
 def nearest_task(centres: Contexts, y: Tensor) -> str:
-    """The training task whose mean context [c] is nearest to y [c]."""
+    """The training task whose mean context [c] is nearest to y [c]; another size would be broadcast, and is refused."""
+    check_context(y, *next(iter(centres.values())).shape)
     return min(centres, key=lambda name: float((centres[name] - y).norm()))
 
 
@@ -190,12 +222,13 @@ class FlowGenerator:
         self, x_0: Tensor, y: Tensor, steps: int | None = None, method: str | None = None, guidance: float | None = None
     ) -> Trajectory:
         """The latents' way from x_0 [n, k] under one context y [c]; what is not given is the generator's own."""
-        context = self.contexts.standardise(y).expand(len(x_0), -1)
+        context = self.contexts.repeated(y, len(x_0))
         field = guided(self.velocity, self.guidance if guidance is None else guidance)
-        return integrate(field, x_0, context, method or self.method, steps or self.steps)
+        return integrate(field, x_0, context, method or self.method, self.steps if steps is None else steps)
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""
+        check_count("the number of networks", n)
         with torch.no_grad():
             return self.encoder.decode(self.trajectory(self.prior.sample(n, generator), y).x_1)
 
@@ -207,6 +240,6 @@ class FlowGenerator:
         """
         if not hasattr(self.prior, "log_density"):
             raise ValueError(f"likelihoods need a prior with a density, and {type(self.prior).__name__} has none")
-        context = self.contexts.standardise(y).expand(len(weights), -1)
+        context = self.contexts.repeated(y, len(weights))
         latents = self.encoder.encode(weights)
         return log_likelihood(self.velocity, latents, self.prior.log_density, context, generator=generator)

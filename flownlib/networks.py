@@ -297,7 +297,7 @@ def classifier(name: str) -> Classifier:
     """
     if name in CLASSIFIERS:
         return CLASSIFIERS[name]()
-    found = re.fullmatch(r"mlp_(\d+)x(\d+)x(\d+)((?:_\d+)+)", name)
+    found = re.fullmatch(r"mlp_(N)x(N)x(N)((?:_N)+)".replace("N", "[1-9][0-9]{0,6}"), name)
     if not found:
         raise ValueError(
             f"there is no classifier {name!r}; choose one of {', '.join(CLASSIFIERS)} or mlp_1x28x28_32_10 and the like"
@@ -312,8 +312,8 @@ def group_size(model: Model, batch: int, weights: Tensor) -> int:
     The largest activation of a group may take three times the second-level cache, and the groups are of about one size.
     The environment variable FLOWN_GROUP sets another number.
     """
-    if os.environ.get("FLOWN_GROUP"):
-        return max(1, int(os.environ["FLOWN_GROUP"]))
+    if group := int(os.environ.get("FLOWN_GROUP") or 0):
+        return group
     if weights.device.type != "cpu":
         return max(1, len(weights))
     largest = batch * model.largest_activation * weights.element_size()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from flownlib.checks import check_count
+
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a model's parameters with a warm-up, so that early weights are forgotten."""
@@ -22,7 +24,12 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: a linear warm-up, then half a cosine down to 1 %."""
+    """Learning-rate factor: a linear warm-up, then half a cosine down to 1 %.
+
+    Raises:
+        ValueError: for less than one step in all, which would pass off an untrained network as trained.
+    """
+    check_count("the number of training steps", steps)
     return min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 

@@ -14,14 +14,25 @@ from flownlib.networks import Model, group_size
 # (model, weights, images, backend) → logits, or None where this way does not serve; `flownlib.speed` adds its own
 FastLogits = Callable[[Model, Tensor, Tensor, str], Tensor | None]
 FAST_LOGITS: list[FastLogits] = []
+from flownlib.checks import check_real, whole_numbers
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images x float32 [n, c, h, w] and labels y int64 [n]."""
+    """Images x float32 [n, c, h, w] and labels y int64 [n]; other whole numbers become int64.
+
+    Raises:
+        ValueError: for images that are not finite, labels that are not whole numbers from 0, or none for some image.
+    """
 
     x: Tensor
     y: Tensor
+
+    def __post_init__(self) -> None:
+        check_real("images", self.x, self.x.shape[1:] if isinstance(self.x, Tensor) else ())
+        object.__setattr__(self, "y", whole_numbers("labels", self.y))
+        if self.y.shape != self.x.shape[:1]:
+            raise ValueError(f"{len(self.x)} images need as many labels, not {tuple(self.y.shape)}")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -33,13 +44,25 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A named classification problem. No image appears in two splits."""
+    """A named classification problem. No image appears in two splits.
+
+    Raises:
+        ValueError: for labels that are not among the classes, or splits whose images differ in shape.
+    """
 
     name: str
     num_classes: int
     train: Split
     validation: Split
     test: Split
+
+    def __post_init__(self) -> None:
+        for split in (self.train, self.validation, self.test):
+            whole_numbers(f"labels of task {self.name!r}", split.y, self.num_classes)
+            if split.x.shape[1:] != self.train.x.shape[1:]:
+                raise ValueError(
+                    f"images of task {self.name!r} have shapes {tuple(self.train.x.shape[1:])} and {tuple(split.x.shape[1:])}"
+                )
 
     def support(self, per_class: int, generator: torch.Generator) -> Split:
         """A random support set drawn from the training split, `per_class` images a class, sorted by class.
@@ -62,12 +85,23 @@ class Task:
 
 
 @torch.no_grad()
-def logits_of(model: Model, weights: Tensor, x: Tensor, chunk: int = 50, backend: str = "auto") -> Tensor:
-    """Logits [m, n, classes] of m networks on n shared images, by whichever backend is the faster one here."""
+def logits_of(
+    model: Model, weights: Tensor, x: Tensor, chunk: int = 50, backend: str = "auto", allow_diverged: bool = False
+) -> Tensor:
+    """Logits [m, n, classes] of m networks [m, p] on n shared images, by whichever backend is the faster one here.
+
+    Args:
+        allow_diverged: take networks whose weights are not finite; what they say may be NaN.
+
+    Raises:
+        ValueError: for weights or images of another shape than the model's, none of them, or some that are not finite.
+    """
+    check_real("networks", weights, (model.layout.size,), finite=not allow_diverged)
     for fast_logits in FAST_LOGITS:
         logits = fast_logits(model, weights, x, backend)
         if logits is not None:
             return logits
+    check_real("images", x, tuple(model.image_shape))
     # in parts whose activations fit the processor's cache
     groups = weights.split(group_size(model, chunk, weights))
     return torch.cat([torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in groups])
@@ -82,9 +116,19 @@ class Scores:
     wrong: Tensor
 
 
-def score(model: Model, weights: Tensor, x: Tensor, y: Tensor, backend: str = "auto") -> Scores:
-    """Evaluate m networks [m, p] on images x [n, c, h, w] with labels y [n]."""
-    logits = logits_of(model, weights, x, backend=backend)
+def score(model: Model, weights: Tensor, x: Tensor, y: Tensor, backend: str = "auto", allow_diverged: bool = False) -> Scores:
+    """Evaluate m networks [m, p] on images x [n, c, h, w] with labels y [n].
+
+    Args:
+        allow_diverged: score networks whose weights are not finite too, as a guess; mark them, for nothing here does.
+
+    Raises:
+        ValueError: as `logits_of`, and for labels that are not whole numbers among the classes, one an image.
+    """
+    y = whole_numbers("labels", y, model.num_classes)
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"{len(x)} images need as many labels, not {tuple(y.shape)}")
+    logits = logits_of(model, weights, x, backend=backend, allow_diverged=allow_diverged)
     wrong = logits.argmax(-1) != y
     loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(weights)), reduction="none").view(len(weights), -1).mean(1)
     return Scores(1 - wrong.float().mean(1), loss, wrong)

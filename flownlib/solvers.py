@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from flownlib.checks import check_count
+
 FIXED_STEP_SOLVERS = ("euler", "midpoint", "rk4")
 SOLVERS = (*FIXED_STEP_SOLVERS, "dopri5")
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -47,8 +49,9 @@ def integrate(velocity: Velocity, x_0: Tensor, y: Tensor | None = None, method: 
     Raises:
         ValueError: for an unknown solver or fewer than one step.
     """
-    if method not in SOLVERS or steps < 1:
-        raise ValueError(f"choose a solver among {', '.join(SOLVERS)} and at least one step, not {method!r} with {steps}")
+    if method not in SOLVERS:
+        raise ValueError(f"choose a solver among {', '.join(SOLVERS)}, not {method!r}")
+    check_count("the number of steps", steps)
     calls = 0
 
     def field(t: Tensor, x: Tensor) -> Tensor:

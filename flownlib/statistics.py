@@ -11,6 +11,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from flownlib.checks import check_count, check_real
+
 Values = Sequence[float] | np.ndarray
 
 
@@ -73,8 +75,14 @@ def proportion_interval(successes: int, n: int) -> Interval:
 
 
 def clustered_interval(values: Values, clusters: Sequence) -> Interval:
-    """Interval of the mean whose units are the clusters (seeds, tasks, alphabets), each counted once by its own mean."""
+    """Interval of the mean whose units are the clusters (seeds, tasks, alphabets), each counted once by its own mean.
+
+    Raises:
+        ValueError: unless each value, all of them finite, has its cluster.
+    """
     values, clusters = np.asarray(values, dtype=float).ravel(), np.asarray(clusters)
+    if values.shape != clusters.shape:
+        raise ValueError(f"{values.size} values need as many clusters, not {clusters.shape}")
     return mean_interval([values[clusters == cluster].mean() for cluster in np.unique(clusters)])
 
 
@@ -89,10 +97,13 @@ def energy_test(x: Tensor, y: Tensor, permutations: int, generator: torch.Genera
         x: [n, d]. y: [m, d].
 
     Raises:
-        ValueError: if one of the samples is empty, or the two differ in d.
+        ValueError: if one of the samples is empty or not finite, the two differ in d, or there is no permutation.
     """
-    if not len(x) or not len(y) or x.shape[1:] != y.shape[1:]:
+    if x.dim() != 2 or not x.numel() or not y.numel() or x.shape[1:] != y.shape[1:]:
         raise ValueError(f"a two-sample test needs rows of one length on both sides, got {tuple(x.shape)} and {tuple(y.shape)}")
+    for sample in (x, y):
+        check_real("the rows of a two-sample test", sample, x.shape[1:])
+    check_count("the number of permutations", permutations)
     pooled = torch.cat([x, y]).double()
     distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
     signs = torch.cat([distance.new_full((len(x),), 1 / len(x)), distance.new_full((len(y),), -1 / len(y))])

@@ -79,9 +79,7 @@ def _multiply(tensors: Tensors, axes: tuple[Axis, ...], scale: Tensor) -> Tensor
     return tensors
 
 
-def match(
-    model: Model, weights: Tensor, reference: Tensor, generator: torch.Generator, restarts: int = 3
-) -> Tensor:
+def match(model: Model, weights: Tensor, reference: Tensor, generator: torch.Generator, restarts: int = 3) -> Tensor:
     """Permute each network's hidden units [m, p] to maximise its inner product with the reference [p].
 
     Coordinate ascent over groups of units, each step an exact assignment, from the network's own order and from random ones.

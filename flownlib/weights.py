@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class ArtifactError(ValueError):
-    """An artefact on disk is missing, damaged or of another kind; the message is one sentence for the user."""
-
-
 @dataclass(frozen=True)
 class Artifact:
     """Named tensors and JSON-serialisable facts about them."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+class ArtifactError(ValueError):
+    """What is on disk cannot be read or may not be written; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Layout:
         lead = weights.shape[:-1]
         # one split, so that one concatenation collects the gradients
         parts = weights.split([math.prod(shape) for shape in self.shapes], dim=-1)
-        return {name: part.reshape(*lead, *shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+        return {name: part.reshape((*lead, *shape)) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `views`: named tensors [..., *shape] → flat weights [..., p].

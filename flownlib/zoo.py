@@ -78,17 +78,21 @@ class Zoo:
         return Artifact({"weights": self.weights}, meta)
 
     @classmethod
-    def from_artifact(
-        cls, artifact: Artifact, source: Path | str = "the artefact", model: Model | None = None
-    ) -> Zoo:
+    def from_artifact(cls, artifact: Artifact, source: Path | str = "the artefact", model: Model | None = None) -> Zoo:
         """The inverse of `as_artifact`."""
         meta = artifact.meta
-        if not {"table", "classifier", "layout"} <= meta.keys():
-            raise ArtifactError(f"{source} is not a zoo: it has no table, classifier or layout.")
+        if not {"table", "classifier", "layout", "settings"} <= meta.keys() or "weights" not in artifact.tensors:
+            raise ArtifactError(f"{source} is not a zoo: it has no weights, table, classifier, layout or settings.")
         try:
-            model = model or classifier(meta["classifier"])
+            model = model or classifier(str(meta["classifier"]))
         except ValueError:
             raise ArtifactError(f"{source} is a zoo of {meta['classifier']!r}; give its model when you load it.") from None
-        if Layout.from_json(meta["layout"]) != model.layout:
+        try:
+            layout, table = Layout.from_json(meta["layout"]), pd.DataFrame(meta["table"])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{source} is not a zoo: its table or layout is damaged ({type(error).__name__}).") from None
+        if layout != model.layout:
             raise ArtifactError(f"{source} stores another layout than {model.name} has; load it with its own model.")
-        return cls(artifact.tensors["weights"], pd.DataFrame(meta["table"]), model, meta["settings"])
+        if artifact.tensors["weights"].shape != (len(table), layout.size):
+            raise ArtifactError(f"{source} is not a zoo: its weights and its table differ in size.")
+        return cls(artifact.tensors["weights"], table, model, meta["settings"])

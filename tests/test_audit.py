@@ -121,12 +121,12 @@ def test_samples_that_are_no_networks_are_refused(zoo, tasks):
     reference = Reference.of(task, zoo.train, zoo.held_out, WeightSpace.fit(zoo.train), zoo.aligner)
     weights = zoo.held_out.task(task.name).weights
     for wrong in (weights[:, 1:], weights[0], weights * float("nan")):
-        with pytest.raises(ValueError, match="finite rows of 2464 weights"):
+        with pytest.raises(ValueError, match="shape .2464,.|samples for .* hold numbers that are not finite"):
             judge(wrong, reference)
 
 
 @pytest.mark.parametrize(
-    ("generator", "verdict"), [(Retrieval(), 0), (Noise(0.1), 1), (Noise(0.3), 1), (Soup(), 2), (Gaussian(diagonal=True), 3)]
+    ("generator", "verdict"), [(Retrieval(), 0), (Noise(0.1), 1), (Noise(0.3), 1), (Soup(), 2), (Gaussian(diagonal=True), 4)]
 )
 def test_every_null_gets_its_verdict(generator, verdict, zoo, tasks, contexts):
     found = audit(generator.fit(zoo.train, contexts, 0), zoo, tasks, contexts, 32, 0)

@@ -121,8 +121,8 @@ def test_profiles_refuse_unknown_names_and_wrong_types(monkeypatch):
     for profile, overrides, message in [
         ("huge", {}, "there is no profile 'huge'"),
         ("smoke", {"epoch": 2}, "there is no setting 'epoch'"),
-        ("smoke", {"epochs": "2"}, "setting 'epochs' takes int"),
-        ("smoke", {"epochs": True}, "setting 'epochs' takes int"),
+        ("smoke", {"epochs": "2"}, "setting 'epochs' takes a whole number from 1 to 100,000, not"),
+        ("smoke", {"epochs": True}, "setting 'epochs' takes a whole number from 1 to 100,000, not"),
     ]:
         with pytest.raises(ValueError, match=message):
             profiles.load(profile, overrides)

@@ -200,7 +200,7 @@ def test_adaptive_solver_and_trajectory_shape():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="choose a solver among"):
         integrate(lambda x, t, y: x, gaussian(2, 2), method="heun9000")
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(ValueError, match="the number of steps must be a whole number of at least 1, not 0"):
         integrate(lambda x, t, y: x, gaussian(2, 2), steps=0)
     with pytest.raises(ValueError, match="predicts 'velocity', 'x_1', 'noise', not 'score'"):
         VelocityMLP(2, predicts="score")

@@ -12,8 +12,9 @@ from flownlib.extensions.graph_widths import at_width, train_on_widths
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_embed, cnn_medium, cnn_small, mlp
-from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.collect import collect
 from flownlib.speed.plan import Training
+from flownlib.speed.zoo_settings import ZooSettings
 from flownlib.symmetry import permute
 from flownlib.tasks import load_task
 from flownlib.vae import VAE, VAESettings, train_vae

@@ -1,6 +1,10 @@
 """The compiled backend: exact against plain torch, the same statistics in float32, and an honest fallback."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,7 +132,7 @@ def test_a_diverging_network_poisons_nobody(backend):
     orders, starts = minibatch_orders(range(6), len(data), Training(3, 20)), initial_weights(model, range(6))
     rates = torch.full((6,), 3e-3)
     calm = train_many(model, starts, data, orders, rates, backend=backend)[-1]
-    rates[2], starts[2, 0] = 10.0, float("nan")
+    rates[2] = 1e30
     wild = train_many(model, starts, data, orders, rates, backend=backend)[-1]
     others = [0, 1, 3, 4, 5]
     assert torch.equal(wild[others], calm[others]) and not wild[2].isfinite().all()
@@ -140,9 +144,9 @@ def test_nothing_leads_compiled_code_out_of_its_memory():
     orders = minibatch_orders(range(3), len(data), Training(1, 20))
     with pytest.raises(ValueError, match="labels must lie between 0 and 9, got 5 to 10"):
         trained(model, Split(data.x, torch.arange(100) % 6 + 5), orders, "lanes")
-    with pytest.raises(ValueError, match="minibatches name images up to 99, but there are 50"):
+    with pytest.raises(ValueError, match="the images that minibatches name must lie between 0 and 49, got 0 to 99"):
         trained(model, Split(data.x[:50], data.y[:50]), orders, "lanes")
-    with pytest.raises(ValueError, match="takes images .1, 28, 28., not .1, 32, 32."):
+    with pytest.raises(ValueError, match=r"images must be .* of shape \(1, 28, 28\), not \(3, 1, 32, 32\)"):
         logits_of(model, initial_weights(model, range(4)), torch.zeros(3, 1, 32, 32), backend="lanes")
 
 
@@ -191,3 +195,46 @@ def test_group_size_fits_the_cache_and_takes_all_on_a_gpu(monkeypatch):
     assert networks.group_size(cnn_small(), 50, torch.zeros(300, 2464, device="meta")) == 300
     monkeypatch.setenv("FLOWN_GROUP", "5")
     assert networks.group_size(cnn_small(), 50, weights) == 5
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["empty", "truncated", "a flipped byte", "not a library", "no checksum"])
+def test_a_damaged_library_is_built_again_and_never_loaded(tmp_path, monkeypatch, fresh_choice, damage):
+    monkeypatch.setenv("FLOWN_CACHE", str(tmp_path))
+    model = mlp((3,))
+    lanes.kernel(model, torch.float64)
+    (library,) = tmp_path.glob("lanes-*.so")
+    whole = library.read_bytes()
+    half = len(whole) // 2
+    broken = {"empty": b"", "truncated": whole[:half], "not a library": b"\x7fELF" * 500}
+    broken["a flipped byte"] = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
+    library.unlink()  # this process has it open: what follows is another file
+    if damage == "no checksum":
+        library = library.with_name(library.name.rsplit("-", 1)[0] + ".so")
+    library.write_bytes(broken.get(damage, whole))
+    loaded, load = [], lanes.ctypes.CDLL
+    monkeypatch.setattr(lanes.ctypes, "CDLL", lambda path: loaded.append(Path(path).read_bytes()) or load(path))
+    lanes.kernel.cache_clear()
+    kernel = lanes.kernel(model, torch.float64)
+    assert loaded == [whole] and not list(tmp_path.glob(".partial-*"))
+    weights, x = initial_weights(model, range(3), torch.float64), images(model, 5).x
+    assert (kernel.logits(weights, x) - logits_of(model, weights, x, backend="torch")).abs().max() < 1e-12
+
+
+@needs_compiler
+def test_two_processes_build_at_once(tmp_path):
+    code = "import torch; from flownlib import lanes, classifiers; lanes.kernel(classifiers.mlp((2,)), torch.float32)"
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"FLOWN_CACHE": str(tmp_path)}) for _ in range(2)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    for library in tmp_path.iterdir():
+        assert library.name == lanes._named(library.name.rsplit("-", 1)[0], library)
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_means_plain_torch(tmp_path, monkeypatch, fresh_choice):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLOWN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(lanes.LanesError, match="the compiled kernel cannot be kept in"):
+        lanes.kernel(mlp((2,)), torch.float32)

@@ -28,6 +28,7 @@ def notebook(path: Path, *cells: str, parameters: str = PARAMETERS, tags: tuple[
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
     made = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    path.parent.mkdir(exist_ok=True)
     nbformat.write(made, path)
     return path
 
@@ -62,13 +63,13 @@ def test_unknown_notebook_is_refused(capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--profile", "huge"], "no profile 'huge'"),
+        (["--profile", "huge"], "--profile takes one of smoke, tutorial, paper, not 'huge'"),
         (["-p", "sead=1"], "no parameter 'sead'; it takes profile, seed"),
-        (["-p", "seed=one"], "'seed' takes a value of type int, not 'one'"),
-        (["-p", "seed=1.5"], "'seed' takes a value of type int"),
-        (["-p", "epochs=many"], "'epochs' takes a value of type int, not 'many'"),
+        (["-p", "seed=one"], "'seed' takes a whole number from 0 to 1,000,000,000, not 'one'"),
+        (["-p", "seed=1.5"], "'seed' takes a whole number from 0 to 1,000,000,000, not 1.5"),
+        (["-p", "epochs=many"], "'epochs' takes a whole number from 1 to 100,000, not 'many'"),
         (["-p", 'overrides={"epoch": 1}'], "no setting 'epoch'"),
-        (["-p", "encoder=wavelet"], "no encoder 'wavelet'; choose one of vae, pca, weights"),
+        (["-p", "encoder=wavelet"], "'encoder' takes one of vae, pca, weights, not 'wavelet'"),
         (["-p", "seed"], "name=value"),
         (["-p", "profile=smoke"], "--profile"),
         (["--in-place", "-p", "seed=1"], "--in-place"),
@@ -128,11 +129,45 @@ def test_all_notebooks_are_attempted_and_the_run_is_red_once(tmp_path, capsys) -
     arguments = ["--profile", "smoke", "-p", "seed=7", "-p", "epochs=2", "--timeout", "5", "--output", str(out)]
     assert command_line.main(["run", *map(str, paths), *arguments]) == 1
     said = capsys.readouterr()
-    assert "10_bad failed in code cell 3: KeyError: 'the reason'" in said.err
-    assert "11_slow failed in code cell 2: it ran longer than 5 s" in said.err
+    assert "10_bad failed in code cell 3 (`raise KeyError('the reason')`): KeyError: 'the reason'" in said.err
+    assert "11_slow failed in code cell 2 (`import time; time.sleep(60)`): it ran longer than 5 s" in said.err
+    assert re.search(r"python -m flownlib run \S*11_slow\.ipynb --timeout 10 ", said.err), "what to do about it"
     assert "✓ 12_good" in said.out and re.search(r"^in all +\d+\.\d +\d+\.\d GiB", said.out, re.MULTILINE)
     assert texts(out / "12_good.ipynb") == f"smoke 7 {{'epochs': 2}}\n{out / 'figures'}\n"
     assert all(cell.execution_count is None for cell in nbformat.read(paths[2], 4).cells), "the source stays as it was"
+
+
+def test_a_run_never_writes_over_a_notebook_or_what_is_not_its_own(tmp_path, monkeypatch, capsys) -> None:
+    path = notebook(tmp_path / "10_fine.ipynb", "print('ran')")
+    other = notebook(tmp_path / "other" / "10_FINE.ipynb")
+    for name in ("empty", "linked", "hard", "mine", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here").symlink_to(tmp_path)
+    (tmp_path / "linked" / path.name).symlink_to(path)
+    (tmp_path / "hard" / path.name).hardlink_to(path)
+    (tmp_path / "mine" / path.name).write_text("my own notes")
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    before = {found: found.read_bytes() for found in tmp_path.rglob("*") if found.is_file()}
+    for output, words in (
+        (".", "would overwrite the notebook"),
+        ("", "would overwrite the notebook"),
+        ("here", "would overwrite the notebook"),
+        ("linked", "would overwrite the notebook"),
+        ("hard", "would overwrite the notebook"),
+        ("mine", "is not an executed copy and stays as it is"),
+        ("full", "holds what was not written here (thesis.txt)"),
+        ("full/thesis.txt", "is a file"),
+    ):
+        assert words in refused(capsys, "run", path.name, "--profile", "smoke", "--output", output)
+    assert "two of the notebooks are called" in refused(capsys, "run", path.name, str(other), "--output", "new")
+    assert {found: found.read_bytes() for found in tmp_path.rglob("*") if found.is_file()} == before
+    for _ in range(2):  # its own copy may be replaced, and nothing is left beside it
+        assert command_line.main(["run", path.name, "--profile", "smoke", "--output", "empty"]) == 0
+        assert texts(tmp_path / "empty" / path.name) == "ran\n"
+        assert {found.name for found in (tmp_path / "empty").iterdir()} == {path.name, ".flownlib"}
+    capsys.readouterr()
+    assert "would overwrite" in refused(capsys, "run", f"empty/{path.name}", "--output", "empty")
 
 
 def test_write_back_keeps_the_source_and_drops_what_a_run_leaves_behind(tmp_path) -> None:
@@ -168,6 +203,18 @@ def test_doctor_finds_this_environment_fit_and_a_missing_package(monkeypatch, ca
     assert command_line.main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "✗ torch" in said and "✗ no-such-package is missing" in said and "2 things to mend" in said
+
+
+def test_doctor_looks_at_the_disk_of_the_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FLOWN_CACHE", str(tmp_path / "cache"))
+    room = {tmp_path / "cache": 0.5 * 2**30}
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": room[path]}))
+    found = doctor.cache()
+    assert not found.ok and f"{tmp_path / 'cache'} can be written; its disk has 0.5 GiB free" in found.text
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLOWN_CACHE", str(tmp_path / "file"))
+    found = doctor.cache()
+    assert not found.ok and str(tmp_path / "file") in found.text and "FLOWN_CACHE" in found.text
 
 
 def test_the_module_is_a_command() -> None:
@@ -229,9 +276,17 @@ def test_results_are_written_whole_and_read_back(tmp_path, monkeypatch) -> None:
         results.read("study_other", path.parent)
 
 
-def test_smoke_never_writes_where_committed_results_are() -> None:
-    assert results.results_folder("smoke") == ROOT / "build" / "smoke-figures"
-    assert results.results_folder("tutorial") == ROOT / "figures"
+def test_only_what_is_meant_to_be_committed_goes_to_figures() -> None:
+    assert results.results_folder("smoke") == results.results_folder("smoke", committed=True) == ROOT / "build/smoke-figures"
+    assert results.results_folder("tutorial") == ROOT / "build" / "figures"
+    assert results.results_folder("tutorial", committed=True) == ROOT / "figures"
+
+
+def test_only_a_run_in_place_is_told_to_write_to_figures(tmp_path) -> None:
+    shown = f"import os; print(os.path.relpath(os.environ['FLOWN_RESULTS'], {str(ROOT.parent)!r}))"
+    path = notebook(tmp_path / "10_where.ipynb", shown)
+    assert command_line.main(["run", str(path), "--in-place", "--output", str(tmp_path / "out")]) == 0
+    assert texts(path) == f"{ROOT.name}/figures\n"
 
 
 def test_a_figure_is_the_same_bytes_twice(tmp_path, monkeypatch) -> None:

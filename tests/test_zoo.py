@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from flownlib.harness.cache import save_artifact
 from flownlib.networks import cnn_small
 from flownlib.scoring import Split
 from flownlib.speed import backends
-from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.collect import collect
 from flownlib.speed.loops import train_many, train_one
 from flownlib.speed.plan import Training, initial_weights, minibatch_orders
+from flownlib.speed.zoo_settings import ZooSettings
 from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
 from flownlib.weights import ArtifactError
@@ -69,7 +71,9 @@ def test_each_network_has_its_own_rate_and_decay():
 def test_training_refuses_what_cannot_be():
     train, model = load_task("latin", SIZES).train, cnn_small()
     starts, orders = initial_weights(model, range(3)), minibatch_orders(range(2), 200, Training(1, 25))
-    with pytest.raises(ValueError, match="3 networks need 3 minibatch orders, or one that all share, not 2"):
+    with pytest.raises(
+        ValueError, match="3 networks need 3 minibatch orders, or one that all share, .m, steps, batch., not .2, 8, 25."
+    ):
         train_many(model, starts, train, orders, 3e-3)
     with pytest.raises(ValueError, match="must lie between 0 and 8, got \\[9\\]"):
         train_many(model, starts, train, orders[:1], 3e-3, record=(9,))
@@ -132,10 +136,10 @@ def test_a_zoo_says_who_trained_it():
 def test_a_killed_collection_resumes_and_yields_the_same_zoo(tmp_path):
     environment = os.environ | {"FLOWN_CACHE": str(tmp_path / "killed")}
     code = (
-        "from tests.test_zoo import SMALL\nfrom flownlib.zoo import collect\n"
+        "from tests.test_zoo import SMALL\nfrom flownlib.speed.collect import collect\n"
         "if __name__ == '__main__': collect(SMALL, 1, progress=False)"
     )
-    root = recipes.__file__.rsplit("/", 2)[0]
+    root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=root)
     deadline = time.time() + 90
     while not list((tmp_path / "killed").glob("zoo-shard-*")) and time.time() < deadline and process.poll() is None:
@@ -177,16 +181,21 @@ def test_what_is_not_a_zoo_is_refused(tmp_path, canonical):
     save_artifact(tmp_path / "other", dataclasses.replace(stored, meta=stored.meta | {"layout": [["w", [3]]]}))
     with pytest.raises(ArtifactError, match="another layout"):
         Zoo.load(tmp_path / "other")
+    table = {name: column[:2] for name, column in stored.meta["table"].items()}
+    for change in ({"layout": None}, {"layout": [[]]}, {"table": 3}, {"table": table}, {"classifier": ["cnn_small"]}):
+        save_artifact(tmp_path / "odd", dataclasses.replace(stored, meta=stored.meta | change))
+        with pytest.raises(ArtifactError, match="is (not )?a zoo"):
+            Zoo.load(tmp_path / "odd")
 
 
 def test_unknown_kind_and_task_are_refused():
-    with pytest.raises(ValueError, match="there is no kind of zoo 'lucky'"):
+    with pytest.raises(ValueError, match="setting 'kind' takes one of independent, .*, not 'lucky'"):
         collect(ZooSettings(("latin",), 2, "lucky"))
     with pytest.raises(ValueError, match="there is no task 'elvish'"):
         collect(ZooSettings(("elvish",), 2))
-    with pytest.raises(ValueError, match="a zoo needs at least one network a task, not 0"):
+    with pytest.raises(ValueError, match="setting 'networks' takes a whole number from 1 to 10,000,000, not 0"):
         collect(ZooSettings(("latin",), 0))
-    with pytest.raises(ValueError, match='minibatches are "own" or "shared", not \'ours\''):
+    with pytest.raises(ValueError, match="setting 'minibatches' takes one of own, shared, not 'ours'"):
         collect(ZooSettings(("latin",), 2, minibatches="ours"))
     with pytest.raises(ValueError, match="shared among independent networks only, not in a zoo of kind 'varied'"):
         collect(ZooSettings(("latin",), 2, "varied", minibatches="shared"))

@@ -15,8 +15,13 @@ from flownlib.benchmarks.collection import kills, thousand, workers
 from flownlib.benchmarks.generation import generation
 from flownlib.benchmarks.training import zoo
 from flownlib.harness import results
+from flownlib.harness.memory import require_memory
+from flownlib.harness.rules import Rule, check_environment, one_line
+from flownlib.networks import classifier
 from flownlib.speed import backends
 
+ROUNDS = Rule(int, "how often everything is measured", 2, 100_000)  # an interval needs two
+NETWORKS = Rule(int, "how many at once", 1, 10_000_000)
 COMMANDS = {
     "zoo": (zoo, 8),
     "workers": (workers, 3),
@@ -30,24 +35,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a benchmark, print it, store its results."""
     options = argparse.ArgumentParser(prog="python -m flownlib.benchmarks", description=__doc__.splitlines()[0])
     options.add_argument("name", choices=COMMANDS)
-    options.add_argument("--rounds", type=int, help="how often everything is measured")
-    options.add_argument("--networks", type=int, nargs="+", help="how many at once")
+    options.add_argument("--rounds", help=f"{ROUNDS.meaning}: {ROUNDS.allowed}")
+    options.add_argument("--networks", nargs="+", help=f"{NETWORKS.meaning}: {NETWORKS.allowed}")
     options.add_argument("--classifier", default="cnn_small")
     options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options.add_argument("--no-save", action="store_true", help="print only")
     chosen = options.parse_args(arguments)
     command, rounds = COMMANDS[chosen.name]
-    chosen.rounds = chosen.rounds or rounds
-    torch.set_num_threads(1)
-    backends.keep_freed_memory()
     try:
+        check_environment()
+        chosen.rounds = rounds if chosen.rounds is None else ROUNDS.parse("--rounds", chosen.rounds)
+        chosen.networks = [NETWORKS.parse("--networks", text) for text in chosen.networks or []]
+        weights = classifier(chosen.classifier).layout.size
+        require_memory({"training (--networks, --classifier)": 16 * weights * max(chosen.networks, default=1)})
+        if chosen.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda needs a graphics card, and torch finds none here")
+        torch.set_num_threads(1)
+        backends.keep_freed_memory()
         made = command(chosen)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(one_line(error), file=sys.stderr)
         return 2
     if not chosen.no_save:
         suffix = "" if chosen.classifier == "cnn_small" else f"_{chosen.classifier}"
-        print(f"results: {results.write(f'benchmark_{chosen.name}{suffix}_{chosen.device}', 'tutorial', made)}")
+        name = f"benchmark_{chosen.name}{suffix}_{chosen.device}"
+        print(f"results: {results.write(name, 'tutorial', made, committed=True)}")
     return 0
 
 

@@ -21,9 +21,10 @@ from flownlib.benchmarks.device import device_name
 from flownlib.harness import results
 from flownlib.networks import classifier
 from flownlib.speed import backends, lanes
-from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.collect import collect
 from flownlib.speed.plan import Training
 from flownlib.speed.workers import default_workers
+from flownlib.speed.zoo_settings import ZooSettings
 from flownlib.statistics import mean_interval, proportion_interval
 from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes

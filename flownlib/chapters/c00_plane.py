@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flownlib.checks import check_count
+
 NOISE = 0.5  # standard deviation of the noise on every observed y
 POINTS = 24  # observations in one network's own training sample
 SUPPORT = 48  # observations in a support set
@@ -119,6 +121,7 @@ def fold(weights: Tensor) -> Tensor:
 
 def train(weights: Tensor, x: Tensor, y: Tensor, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
     """Train n networks [n, 2] at once with Adam, each on its own data x, y [n, m]; returns their weights [n, 2]."""
+    check_count("the number of training steps", steps)
     weights = weights.clone().requires_grad_()
     optimizer = torch.optim.Adam([weights], learning_rate)
     for _ in range(steps):

@@ -76,9 +76,7 @@ class Comparison:
     seed: int
 
     @classmethod
-    def of(
-        cls, model: Model, base: Tensor, tasks: list[Task], training: Training, seed: int
-    ) -> Comparison:
+    def of(cls, model: Model, base: Tensor, tasks: list[Task], training: Training, seed: int) -> Comparison:
         """The training images of all tasks in one list, from whose i-th part task i takes its minibatches."""
         count = len(tasks[0].train)
         data = Split(torch.cat([task.train.x for task in tasks]), torch.cat([task.train.y for task in tasks]))

@@ -5,6 +5,8 @@ The network is pre-trained on one alphabet; a few of its tensors are then fine-t
 
 from __future__ import annotations
 
+import hashlib
+import io
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,12 +19,13 @@ from flownlib.baselines import all_nulls
 from flownlib.chapters.shared import CanonicalZoo
 from flownlib.encoders import PCA, WeightSpace, reconstruct
 from flownlib.evaluation import MEASURES, Reference, compare
-from flownlib.extensions.checkpoints import import_checkpoints
+from flownlib.extensions.checkpoints.folders import import_checkpoints
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.flow import FlowTraining
 from flownlib.generators import Contexts, FlowGenerator, Generator
 from flownlib.harness.cache import cached_folder
+from flownlib.harness.folders import disk_trouble
 from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task, score
@@ -84,7 +87,8 @@ def base_checkpoint(settings: Profile, seed: int, example: Example) -> Path:
 
     def write(folder: Path) -> None:
         network = pretrained(colour_task(example.before, settings).train, epochs, seed)
-        save_file(network.state_dict(), folder / "resnet18.safetensors")
+        with disk_trouble(folder):
+            save_file(network.state_dict(), folder / "resnet18.safetensors")
 
     return cached_folder("own-base", key, write) / "resnet18.safetensors"
 
@@ -150,11 +154,13 @@ def fine_tuned(model: ModuleClassifier, images: Split, training: Training, runs:
 
 def write_checkpoint(state: dict[str, Tensor], folder: Path, epoch: int, pickled: bool) -> None:
     """One state dict as users write it: as safetensors, or wrapped and pickled by torch."""
-    folder.mkdir(exist_ok=True)
-    if pickled:
-        torch.save({"state_dict": state, "epoch": epoch}, folder / f"epoch_{epoch}.pt")
-    else:
-        save_file(state, folder / f"epoch_{epoch}.safetensors")
+    with disk_trouble(folder):
+        folder.mkdir(exist_ok=True)
+        if pickled:
+            torch.save({"state_dict": state, "epoch": epoch}, buffer := io.BytesIO())
+            (folder / f"epoch_{epoch}.pt").write_bytes(buffer.getvalue())
+        else:
+            save_file(state, folder / f"epoch_{epoch}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -181,33 +187,76 @@ def setup(settings: Profile, seed: int, example: Example) -> OwnSetup:
 
 
 def last_of_each_run(zoo: Zoo) -> Zoo:
-    """Only the last checkpoint of each run: networks that are independent of each other."""
-    return zoo.select(zoo.table["step"] == zoo.table.groupby("run")["step"].transform("max"))
+    """Only the last checkpoint of each run: networks that are independent of each other.
+
+    Raises:
+        ValueError: if a run has several checkpoints of which none is known to be the last.
+    """
+    step = zoo.table["step"].fillna(-1)
+    last = step == step.groupby(zoo.table["run"]).transform("max")
+    for run, files in zoo.table[last].groupby("run")["file"]:
+        if len(files) > 1:
+            raise ValueError(
+                f"which is the last checkpoint of run {run!r}, {', '.join(files[:3])}? Say their steps by names such as epoch_3, "
+                "or move all but one out of the folder"
+            )
+    return zoo.select(last)
 
 
 def with_accuracy(zoo: Zoo, task: Task) -> Zoo:
-    """The zoo with the networks' test accuracy in its table."""
+    """The zoo with the networks' test accuracy in its table.
+
+    Raises:
+        ValueError: if the task's labels are not the classes of these networks.
+    """
+    low, high = int(task.test.y.min()), int(task.test.y.max())
+    if low < 0 or high >= zoo.model.num_classes:
+        raise ValueError(
+            f"the labels of task {task.name!r} are {low} to {high}, and the networks' classes 0 to {zoo.model.num_classes - 1}: "
+            "labels begin at 0"
+        )
     accuracy = score(zoo.model, zoo.weights, task.test.x, task.test.y).accuracy
     return replace(zoo, table=zoo.table.assign(test_accuracy=accuracy.tolist()))
 
 
 def ready(zoo: Zoo, task: Task, held_out: int) -> OwnSetup:
-    """Split by run, measured; weights are compared as they are."""
+    """Split by run, measured; weights are compared as they are.
+
+    Raises:
+        ValueError: if the zoo is of another task, has too few runs, or a run is a copy of another.
+    """
+    if zoo.tasks != [task.name]:
+        raise ValueError(f"the zoo's networks are of {zoo.tasks} and not of {task.name!r}: name the task when you import them")
+    copies: dict[bytes, str] = {}
+    for run, row in zip(zoo.table["run"], zoo.weights, strict=True):
+        if (other := copies.setdefault(hashlib.sha256(row.numpy().tobytes()).digest(), run)) != run:
+            raise ValueError(
+                f"runs {other!r} and {run!r} hold the same network, so that none of it can be held out; remove one"
+            )
     train, unseen = zoo.split(held_out)
+    _check_enough(train)
     reference = Reference.of(task, train, unseen, WeightSpace.fit(train))
     return OwnSetup(CanonicalZoo(train, unseen, None), task, {task.name: torch.zeros(2, 1)}, reference)
 
 
+def _check_enough(train: Zoo) -> None:
+    if len(train) < 2:
+        raise ValueError(f"generators need at least two training networks, and {len(train)} is left: import more runs")
+
+
 def generators(settings: Profile, train: Zoo) -> list[Generator]:
-    """Flows on a few and on all principal components, and every null; not yet fitted."""
+    """Flows on a few and on all principal components, and every null; not yet fitted.
+
+    Raises:
+        ValueError: if there is less than two networks to learn from.
+    """
+    _check_enough(train)
     few, training = min(FEW, len(train) - 1), FlowTraining(settings.flow_steps, settings.flow_batch)
     flows = [
         FlowGenerator(PCA.fit(train, few), "flow_few", "x_1", settings.flow_width, training),
         FlowGenerator(PCA.fit(train, len(train) - 1, whiten=False), "flow_all", "x_1", settings.flow_width, training),
     ]
     return [*all_nulls(), *flows]
-
-
 
 
 def compared(name: str, made: OwnSetup, settings: Profile, seed: int) -> list[dict]:

@@ -26,8 +26,9 @@ from flownlib.harness.memo import memo, tensors
 from flownlib.harness.settings import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task
-from flownlib.speed.collect import ZooSettings, collect
+from flownlib.speed.collect import collect
 from flownlib.speed.plan import Training
+from flownlib.speed.zoo_settings import ZooSettings
 from flownlib.symmetry import Aligner
 from flownlib.tasks import glyph_pool, glyphs, load_task
 from flownlib.tasks.base import SplitSizes

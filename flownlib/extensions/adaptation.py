@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from flownlib.checks import check_count
 from flownlib.extensions.episodes import Episodes
 from flownlib.extensions.head_gauge import centroid_head, class_means
 from flownlib.networks import Classifier
@@ -106,6 +107,7 @@ def logistic_head(
     Args:
         labels: [k]. weight_decay: of the squared rows, on standardised features, per image.
     """
+    check_count("the number of training steps", steps)
     mean = features.mean(1, keepdim=True)
     std = (features - mean).square().mean(dim=(1, 2), keepdim=True).sqrt() + 1e-6
     x = (features - mean) / std

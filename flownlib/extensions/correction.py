@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flownlib.checks import check_count
 from flownlib.encoders import WeightSpace
 from flownlib.flow import VelocityMLP
 from flownlib.generators import Contexts, Generator, StandardContexts
@@ -83,7 +84,7 @@ class Corrected:
 
     def step(self, x_0: Tensor, y: Tensor) -> Tensor:
         """f(x_0; y) in standardised weights [n, p], for one context y [c]."""
-        context = self.contexts.standardise(y).expand(len(x_0), -1)
+        context = self.contexts.repeated(y, len(x_0))
         return self.corrector.predict(x_0, torch.zeros(len(x_0), dtype=x_0.dtype, device=x_0.device), context)
 
     @torch.no_grad()
@@ -106,4 +107,5 @@ class FreshTraining:
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p] as torch initialises them."""
+        check_count("the number of networks", n)
         return self.model.initialise(n, generator)

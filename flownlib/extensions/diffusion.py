@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from flownlib.checks import check_count
 from flownlib.encoders import Encoder
 from flownlib.flow import FlowLog, FlowTraining, PathSample, VelocityMLP, train_flow
 from flownlib.generators import Contexts, StandardContexts, task_numbers
@@ -57,6 +58,7 @@ def reverse(
     Args:
         noise_of: (x [n, d], t [n]) → predicted eps [n, d]. eta: 0 is DDIM, deterministic; 1 is DDPM's ancestral sampling.
     """
+    check_count("the number of steps", steps)
     levels = torch.linspace(len(schedule.alpha_bars) - 1, 0, steps).round().long().tolist()
     for level, following in zip(levels, [*levels[1:], None], strict=True):
         abar = schedule.alpha_bars[level]
@@ -110,7 +112,7 @@ class LatentDiffusion:
     @torch.no_grad()
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""
-        context = self.contexts.standardise(y).expand(n, -1)
+        context = self.contexts.repeated(y, n)
         noise = torch.randn(n, self.encoder.latent_dim, generator=generator)
         noise_of = lambda x, t: self.denoiser.predict(x, t, context)
         return self.encoder.decode(reverse(self.schedule, noise_of, noise, self.steps, self.eta, generator))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flownlib.checks import check_count
 from flownlib.extensions.lora import LoRA
 from flownlib.networks import Classifier, classifier
 from flownlib.scoring import Task
@@ -92,6 +93,7 @@ class DistilledLoRA:
     @torch.enable_grad()
     def _distil(self, start: Tensor, weights: Tensor, images: Tensor) -> Tensor:
         """Adam from `start`, every network with the same batches; the learning rate comes down along half a cosine."""
+        check_count("the number of training steps", self.steps)
         generator = torch.Generator().manual_seed(0)
         latents = start.clone().requires_grad_()
         # eps: where truncation loses nothing, only rounding errors are left to follow, and they are followed slowly

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor, fx, nn
 
+from flownlib.extensions.module_checks import close
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.scoring import Split, Task
 from flownlib.weights import Layout
@@ -41,18 +42,29 @@ class SuffixClassifier(ModuleClassifier):
             raise ValueError(f"{whole.name} cannot be cut, its graph has no trace ({error}); use it whole") from None
         late = _late(graph, whole)
         cut = [node for node in graph.nodes if node not in late and any(user in late for user in node.users)]
-        prefix = fx.GraphModule(whole.template, _until(graph, late, cut))
+        prefix = fx.GraphModule(whole.template, _until(graph, late, cut)).eval()
         with torch.no_grad():
-            values = prefix(torch.zeros(2, *whole.image_shape))
-        for node, value in zip(cut, values, strict=True):
-            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != 2:
+            values, more = (prefix(torch.zeros(n, *whole.image_shape)) for n in (2, 3))
+        for node, value, other in zip(cut, values, more, strict=True):
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != 2 or len(other) != 3:
                 raise ValueError(f"{whole.name} cannot be cut, {node.name!r} is not a row for each image; use it whole")
         shapes = [tuple(value.shape[1:]) for value in values]
         suffix = fx.GraphModule(whole.template, _from(graph, late, dict(zip(cut, shapes, strict=True))))
         size = sum(map(prod, shapes))
-        return cls(
-            f"{whole.name}[suffix]", (size, 1, 1), lambda: suffix, whole.patterns, whole.statistics, whole, prefix.eval()
-        )
+        try:
+            made = cls(f"{whole.name}[suffix]", (size, 1, 1), lambda: suffix, whole.patterns, whole.statistics, whole, prefix)
+        except ValueError as error:
+            raise ValueError(f"{whole.name} cannot be cut, its rest cannot run alone ({error}); use it whole") from error
+        made._check()
+        return made
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Cut and whole agree: no tensor is written into on one side of the cut and read on the other."""
+        x = torch.randn(3, *self.whole.image_shape, generator=torch.Generator().manual_seed(0))
+        weights = self.whole.start()[None]
+        if not close(self.forward(weights, self.features(x)), self.whole.forward(weights, x)):
+            raise ValueError(f"{self.whole.name} cannot be cut, its parts give other logits than the whole; use it whole")
 
     @property
     def layout(self) -> Layout:
@@ -85,7 +97,7 @@ class SuffixClassifier(ModuleClassifier):
 
 def _late(graph: fx.Graph, whole: ModuleClassifier) -> set[fx.Node]:
     """The nodes whose values depend on the weights, and the output."""
-    late, chosen = set(), set(whole.layout.names)
+    late, chosen = set(), {name for name, first in whole.tied.items() if first in whole.layout.names}
     for node in graph.nodes:
         own = {node.target} if node.op == "get_attr" else set()
         if node.op == "call_module":

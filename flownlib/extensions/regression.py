@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flownlib.baselines import pick
+from flownlib.checks import check_count
 from flownlib.encoders import Encoder
 from flownlib.flow import FlowTraining
 from flownlib.generators import Contexts, StandardContexts, mean_contexts, nearest_task, task_numbers
@@ -47,6 +48,7 @@ class HyperNetwork:
     @torch.no_grad()
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """The same weight vector n times [n, p]."""
+        check_count("the number of networks", n)
         return self.encoder.decode(self.regressor(self.contexts.standardise(y)[None])).expand(n, -1)
 
 
@@ -72,6 +74,7 @@ class KernelDensity:
     @torch.no_grad()
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""
+        check_count("the number of networks", n)
         rows = self.rows[nearest_task(self.centres, y)]
         if self.joint:
             drawn = pick(n, rows, generator)

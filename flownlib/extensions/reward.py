@@ -12,6 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from flownlib.checks import check_count
 from flownlib.extensions.class_tokens import ClassTokenVelocity, query_loss
 from flownlib.extensions.network_tokens import NetworkFlow
 
@@ -56,6 +57,7 @@ def reward_fine_tune(
         support: [n * k, c, h, w], sorted by class. context: images a class that condition the flow while the others
             reward it; None rewards it on the very images that it was shown. anchor: weight of the velocity anchor.
     """
+    check_count("the number of training steps", steps)
     generator, way = torch.Generator().manual_seed(seed), flow.model.num_classes
     tuned = copy.deepcopy(flow)
     learners = [*tuned.body_flow.parameters(), *tuned.head_flow.parameters()]

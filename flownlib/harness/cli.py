@@ -1,11 +1,17 @@
-"""The command line: `python -m flownlib run · study · report · doctor`."""
+"""The command line: `python -m flownlib run · study · report · settings · doctor`."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
 from pathlib import Path
+
+from flownlib.harness.rules import ENVIRONMENT, Rule, check_environment, from_environment, one_line, rows, rules, shown, table
+from flownlib.harness.settings import Profile
+
+TIMEOUT = Rule(int, "seconds that one cell may take", 1, 10_000_000)
+SEEDS = rules(Profile)["study_seeds"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,13 +24,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--profile", help="smoke (seconds), tutorial (minutes on a laptop, the default) or paper (GPU)")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter or setting")
     run.add_argument("--output", type=Path, help="folder of the executed copies (default: build/notebooks)")
-    run.add_argument("--timeout", type=int, default=1800, help="seconds that one cell may take (default: 1800)")
+    run.add_argument("--timeout", default="1800", help=f"{TIMEOUT.meaning}: {TIMEOUT.allowed} (default: 1800)")
     run.add_argument("--in-place", action="store_true", help="make this run the committed one: outputs, figures, numbers")
 
     study = commands.add_parser("study", help="many seeds of one question, resumable")
     study.add_argument("name", nargs="?", help="which study; leave it out for a list")
     study.add_argument("--profile", help="smoke, tutorial (the default) or paper")
-    study.add_argument("--seeds", type=int, help="how many (default: the profile's)")
+    study.add_argument("--seeds", help=f"{SEEDS.meaning}: {SEEDS.allowed} (default: the profile's)")
 
     report = commands.add_parser("report", help="write the README's results from figures/results")
     how = report.add_mutually_exclusive_group()
@@ -32,59 +38,67 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--print", action="store_true", help="print the tables instead")
     report.add_argument("--results", type=Path, help="show the live runs in this folder (with --print)")
 
+    commands.add_parser("settings", help="list all settings: name, default, range, meaning")
     commands.add_parser("doctor", help="check this machine")
     return top
 
 
 def profile_of(options: argparse.Namespace) -> str:
     """The profile asked for on the command line, else by FLOWN_PROFILE, else the tutorial's."""
-    return options.profile or os.environ.get("FLOWN_PROFILE") or "tutorial"
+    if options.profile is None:
+        return from_environment("FLOWN_PROFILE", "tutorial")
+    return ENVIRONMENT["FLOWN_PROFILE"].check("--profile", options.profile)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check everything, run the notebooks, print minutes and memory; returns 1 if one failed."""
     from flownlib.harness import notebooks, runs
     from flownlib.harness.cache import project_root
+    from flownlib.harness.folders import claim
 
     profile = profile_of(options)
     if options.in_place and (options.parameters or profile != "tutorial"):
         raise ValueError("--in-place makes committed outputs: only the tutorial profile, and no -p")
-    given = dict(split(text) for text in options.parameters)
+    given, timeout = pairs(options.parameters), TIMEOUT.parse("--timeout", options.timeout)
     with runs.environment(FLOWN_PROFILE=profile):
         paths = [notebooks.find(name) for name in options.notebooks] or notebooks.available()
         if not paths:
             raise ValueError("there are no notebooks in the folder notebooks/")
         jobs = [notebooks.prepare(path, profile, given) for path in dict.fromkeys(paths)]
     output = options.output or project_root() / "build" / "notebooks"
-    outcomes = runs.run_all(jobs, profile, output, options.timeout, options.in_place)
+    runs.check_copies(jobs, output)
+    claim(output, default=options.output is None)
+    outcomes = runs.run_all(jobs, profile, output, timeout, options.in_place)
     print(runs.summary(outcomes))
     return int(any(outcome.error for outcome in outcomes))
 
 
-def split(text: str) -> tuple[str, str]:
-    """ "name=value" → ("name", "value").
+def pairs(texts: list[str]) -> dict[str, str]:
+    """["name=value", …] → {"name": "value", …}.
 
     Raises:
-        ValueError: if there is no "=".
+        ValueError: for a text without "=", or a name that is given twice.
     """
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"-p takes name=value, not {text!r}")
-    return name, value
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or name in found:
+            raise ValueError(f"-p takes name=value, once for each name, not {shown(text)}")
+        found[name] = value
+    return found
 
 
 def study(options: argparse.Namespace) -> int:
     """Run a study and say where its results are, or list the studies."""
-    from flownlib.harness import studies
-    from flownlib.harness import runs
+    from flownlib.harness import runs, studies
 
     if options.name is None:
         for name, known in studies.STUDIES.items():
             print(f"{name:<16} about {known.minutes:g} minutes: {known.about}")
         return 0
-    profile = profile_of(options)
+    profile, seeds = profile_of(options), None if options.seeds is None else SEEDS.parse("--seeds", options.seeds)
     with runs.environment(FLOWN_PROFILE=profile):
-        print(f"results: {studies.run(options.name, profile, options.seeds)}")
+        print(f"results: {studies.run(options.name, profile, seeds)}")
     return 0
 
 
@@ -108,6 +122,19 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def settings(options: argparse.Namespace) -> int:
+    """List every setting: the profile's, a zoo's, and the environment's."""
+    from flownlib.speed.plan import Training
+    from flownlib.speed.zoo_settings import ZooSettings
+    from flownlib.tasks.base import SplitSizes
+
+    print("Settings of the profiles, with the tutorial's values: -p NAME=VALUE, or overrides in a notebook" + table(Profile))
+    kinds = {"": ZooSettings, '"sizes": ': SplitSizes, '"training": ': Training}
+    print("\nFields of zoo.json, beside the list tasks", *[f"\n{name}\n{table(kind)}" for name, kind in kinds.items()], sep="")
+    print("\nEnvironment variables\n" + rows((name, rule, "") for name, rule in ENVIRONMENT.items()))
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     """Check this machine."""
     from flownlib.harness import doctor as checks
@@ -117,11 +144,16 @@ def doctor(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 fine, 1 something failed, 2 the request was refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that cannot print ✓ prints ?
     options = parser().parse_args(arguments)
+    commands = {"run": run, "study": study, "report": report, "settings": settings, "doctor": doctor}
     try:
-        return {"run": run, "study": study, "report": report, "doctor": doctor}[options.command](options)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+        check_environment()
+        return commands[options.command](options)
+    except (ValueError, OSError) as error:
+        print(one_line(error), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"the package {error.name} is missing: run `python -m flownlib doctor`", file=sys.stderr)

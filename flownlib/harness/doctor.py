@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import shutil
 import sys
-import tempfile
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
@@ -87,14 +86,13 @@ def kernel() -> Check:
 
 
 def machine() -> Iterator[Check]:
-    """Cores, memory, disk and graphics card: too little is said, and only a full disk stops you."""
+    """Cores and memory: too little is said, and stops nobody."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory, disk = psutil.virtual_memory().available / GIB, shutil.disk_usage(ROOT).free / GIB
+    memory = psutil.virtual_memory().available / GIB
     yield Check(cores >= 2, f"{cores} cores; the minutes in the notebooks are those of two", needed=False)
     yield Check(memory >= 6, f"{memory:.0f} GiB of free memory; the notebooks need up to 6", needed=False)
-    yield Check(disk >= 1, f"{disk:.0f} GiB of free disk; the cache and the figures need 1")
 
 
 def graphics_card() -> Check:
@@ -108,15 +106,17 @@ def graphics_card() -> Check:
 
 
 def cache() -> Check:
-    """The artefact cache can be written."""
+    """The artefact cache can be written, and its disk has room."""
     from flownlib.harness.cache import cache_root
+    from flownlib.harness.folders import partial_folder
+    from flownlib.weights import ArtifactError
 
     try:
-        cache_root().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_root()):
-            return Check(True, f"the cache {cache_root()} can be written")
-    except OSError as error:
-        return Check(False, f"the cache {cache_root()} cannot be written ({error.strerror}): set FLOWN_CACHE to another folder")
+        with partial_folder(cache_root()):
+            free = shutil.disk_usage(cache_root()).free / GIB
+    except ArtifactError as error:
+        return Check(False, f"the cache: {error}")
+    return Check(free >= 1, f"the cache {cache_root()} can be written; its disk has {free:.1f} GiB free, and 1 is needed")
 
 
 def examine() -> Iterator[Check]:

@@ -13,20 +13,17 @@ import functools
 import hashlib
 import inspect
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from flownlib.harness.cache import ArtifactError, cache_root, load_artifact, save_artifact
+from flownlib.harness.cache import find, keep
 from flownlib.harness.closure import fingerprint
 from flownlib.harness.settings import Profile
 from flownlib.weights import Artifact
 
-log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -75,14 +72,16 @@ def memo(
         def remembered(*args: Any, **kwargs: Any) -> Result:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            stem = cache_root() / key_of(function, {k: v for k, v in bound.arguments.items() if k not in ignore})
+            stem = key_of(function, {k: v for k, v in bound.arguments.items() if k not in ignore})
             settings = {k: v for k, v in bound.arguments.items() if isinstance(v, Profile | Reads)}
-            stored = _find(stem, settings)
-            if stored is None:
-                log_of = {name: {} for name in settings}
-                bound.arguments.update({name: Reads(value, log_of[name]) for name, value in settings.items()})
-                stored = _as_artifact(function(*bound.args, **bound.kwargs), log_of)
-                save_artifact(stem.with_name(f"{stem.name}-{_hash(log_of)}"), stored)
+
+            def compute() -> tuple[str, Artifact]:
+                reads: dict[str, dict[str, Any]] = {name: {} for name in settings}
+                bound.arguments.update({name: Reads(value, reads[name]) for name, value in settings.items()})
+                artifact = _as_artifact(function(*bound.args, **bound.kwargs), reads)
+                return f"{stem}-{_hash(reads)}", artifact
+
+            stored = _find(stem, settings) or keep(compute)
             return restore(Artifact(stored.tensors, stored.meta["meta"]))
 
         return remembered
@@ -120,17 +119,12 @@ def digest(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be part of a cache key")
 
 
-def _find(stem: Path, settings: Mapping[str, Profile | Reads]) -> Artifact | None:
+def _find(stem: str, settings: Mapping[str, Profile | Reads]) -> Artifact | None:
     """The stored result whose settings, those that were read, have today's values; reading them here counts as well."""
-    for folder in sorted(stem.parent.glob(f"{stem.name}-*")):
-        try:
-            stored = load_artifact(folder)
-            wanted = stored.meta["reads"]
-        except (ArtifactError, KeyError, TypeError) as error:
-            log.warning("%s It is being rebuilt.", error)
-            continue
-        now = {name: {read: getattr(settings[name], read, None) for read in reads} for name, reads in wanted.items()}
-        if now == wanted:
+    for stored in find(f"{stem}-"):
+        reads = stored.meta["reads"]
+        now = {name: {read: getattr(settings[name], read, None) for read in reads[name]} for name in reads}
+        if now == reads:
             return stored
     return None
 

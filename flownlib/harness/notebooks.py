@@ -6,8 +6,9 @@ import ast
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import nbformat
 
 from flownlib.harness import settings as profiles
 from flownlib.harness.cache import project_root
+from flownlib.harness.folders import write_file
 from flownlib.harness.pictures import smaller_png
+from flownlib.harness.rules import SEED, Rule, one_line, rules, shown
 
+PARAMETERS = {"seed": Rule(int, "every random number follows from it", *SEED)}  # others have only a type
+FOLDER = "folder"  # the parameter that names one
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 PICTURE = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -68,9 +73,13 @@ def load(path: Path) -> nbformat.NotebookNode:
         ValueError: if the file is not a notebook.
     """
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except OSError as error:
+        raise ValueError(f"cannot read a notebook: {one_line(error)}") from None
+    except Exception as error:  # whatever a parser may trip over in a file that is no notebook
         raise ValueError(f"{path.name} is not a notebook ({type(error).__name__})") from None
+    return notebook
 
 
 def parameters_of(path: Path) -> dict[str, Parameter]:
@@ -82,45 +91,63 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
     cells = [cell for cell in load(path).cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"{path.name} needs exactly one cell tagged 'parameters', it has {len(cells)}")
-    found = {}
     try:
-        for line in ast.parse(cells[0].source).body:
-            if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
-                raise ValueError
-            name, kind = line.target.id, TYPES[ast.unparse(line.annotation).split("[")[0]]
-            found[name] = Parameter(name, kind, ast.literal_eval(line.value))
-    except (ValueError, SyntaxError, KeyError):
+        return declared(cells[0].source)
+    except ValueError:
         raise ValueError(
             f"the parameters cell of {path.name} may hold only lines such as `seed: int = 0`, "
             f"with a literal of type {', '.join(TYPES)}"
         ) from None
+
+
+def declared(source: str) -> dict[str, Parameter]:
+    """The parameters that a parameters cell declares, by name.
+
+    Raises:
+        ValueError: if anything but `name: type = literal` is in it.
+    """
+    found = {}
+    try:
+        for line in ast.parse(source).body:
+            if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
+                raise ValueError("another line")
+            name, kind = line.target.id, TYPES[ast.unparse(line.annotation).split("[")[0]]
+            found[name] = Parameter(name, kind, ast.literal_eval(line.value))
+    except (SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(type(error).__name__) from None
     return found
 
 
-def convert(name: str, text: str, kind: type) -> Any:
-    """A value typed on the command line as a `kind`.
+def settle(known: Mapping[str, Parameter], given: Mapping[str, Any], notebook: str) -> dict[str, Any]:
+    """The values given to a notebook's parameters, checked; a name that is a setting of the profile goes into `overrides`.
+
+    A text, as command lines give it, becomes what it says where another type is meant; a folder's path becomes absolute.
 
     Raises:
-        ValueError: if the text is no such value.
+        ValueError: for a name that is neither, a value of the wrong type or out of range, or a folder that is not there.
     """
-    if kind is str:
-        return text
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = {"True": True, "False": False}.get(text)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise ValueError(f"parameter {name!r} takes a value of type {kind.__name__}, not {text!r}")
-    return value
+    values, overrides, settings = {}, {}, rules(profiles.Profile)
+    for name, value in given.items():
+        if name in known:
+            rule, said, into = PARAMETERS.get(name) or Rule(known[name].kind), f"parameter {name!r}", values
+        elif name in settings and "overrides" in known:
+            rule, said, into = settings[name], f"setting {name!r}", overrides
+        else:
+            others = "; the profile's settings are listed by: python -m flownlib settings" * ("overrides" in known)
+            raise ValueError(f"{notebook} has no parameter {shown(name)}; it takes {', '.join(known)}{others}")
+        into[name] = rule.parse(said, value) if isinstance(value, str) else rule.check(said, value)
+    if values.get(FOLDER):
+        values[FOLDER] = os.path.abspath(os.path.expanduser(values[FOLDER]))
+        if not os.path.isdir(values[FOLDER]):
+            raise ValueError(f"parameter {FOLDER!r} takes a folder that exists, not {shown(given[FOLDER])}")
+    return values | ({"overrides": {**values.get("overrides", {}), **overrides}} if "overrides" in known else {})
 
 
 def prepare(path: Path, profile: str, given: Mapping[str, str]) -> Job:
-    """A job with checked parameters. A name that is a field of the profile goes into the notebook's `overrides`.
+    """A job with the parameters given as texts, all of them checked, see `settle`.
 
     Raises:
-        ValueError: for an unknown profile, parameter or setting, or a value of the wrong type.
+        ValueError: for an unknown profile, parameter or setting, or a value of the wrong type or out of range.
     """
     known = parameters_of(path)
     if "profile" not in known or "profile" in given:
@@ -129,18 +156,10 @@ def prepare(path: Path, profile: str, given: Mapping[str, str]) -> Job:
             if "profile" in given
             else f"{path.name} has no parameter 'profile'"
         )
-    settings = {item.name: type(item.default) for item in fields(profiles.Profile) if item.name != "profile"}
-    values, overrides = {"profile": profile}, {}
-    for name, text in given.items():
-        if name in known:
-            values[name] = convert(name, text, known[name].kind)
-        elif name in settings and "overrides" in known:
-            overrides[name] = convert(name, text, settings[name])
-        else:
-            raise ValueError(f"{path.name} has no parameter {name!r}; it takes {', '.join([*known, *settings])}")
+    values = {"profile": profile, **settle(known, given, path.name)}
     if "overrides" in known:
-        values["overrides"] = {**known["overrides"].default, **values.get("overrides", {}), **overrides}
-        profiles.load(profile, values["overrides"])
+        values["overrides"] = {**known["overrides"].default, **values["overrides"]}
+    profiles.load(profile, values.get("overrides"))
     return Job(path, {name: value for name, value in values.items() if value != known[name].default})
 
 
@@ -171,4 +190,4 @@ def write_back(path: Path, copy: Path) -> None:
         raise ValueError(f"an output of {path.name} names a folder of this machine, perhaps in a warning: see {copy}")
     notebook.metadata.pop("widgets", None)
     notebook.metadata["flownlib"] = {"source_sha256": source_hash(notebook)}
-    path.write_text(nbformat.writes(notebook).rstrip("\n") + "\n")
+    write_file(path, (nbformat.writes(notebook).rstrip("\n") + "\n").encode())

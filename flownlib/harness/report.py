@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flownlib.harness.cache import project_root
+from flownlib.harness.folders import write_file
 from flownlib.harness.results import read
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -244,7 +245,7 @@ def render(folder: Path | None = None) -> str:
     """Markdown tables of the committed studies or, with a folder, of the notebooks' live runs in it; absent files are left out.
 
     Raises:
-        ValueError: if a results file is damaged, or a committed one was made in the smoke profile.
+        ValueError: if a results file is damaged, a committed one was made in the smoke profile, or the folder holds none.
     """
     committed = project_root() / "figures" / "results"
     parts = ["Values with 95 % intervals; n is the number of independent units behind them."]
@@ -257,6 +258,8 @@ def render(folder: Path | None = None) -> str:
             raise ValueError(f"{name}.json was made in the smoke profile, which proves nothing: make it again")
         maker = f"notebook {name}" if folder else f"`{table.maker}`"
         parts += [f"**{table.title}** ({maker}, profile {found['profile']})", table.render(found["records"])]
+    if folder and len(parts) == 1:
+        raise ValueError(f"there are no results in {folder}: run the notebooks, or name the folder with their JSON files")
     return "\n\n".join(parts)
 
 
@@ -286,4 +289,4 @@ def in_sync() -> bool:
 def update() -> None:
     """Put the rendered tables between the README's markers."""
     before, _, after = parts_of(readme().read_text())
-    readme().write_text(f"{before}{BEGIN}\n{render()}\n{END}{after}")
+    write_file(readme(), f"{before}{BEGIN}\n{render()}\n{END}{after}".encode())

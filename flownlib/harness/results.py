@@ -1,7 +1,7 @@
 """Results on disk: records with an interval each, in one vocabulary, and the figures beside them.
 
-Committed results live in figures/. The smoke profile writes to a scratch folder under build/, and so does any run
-with the environment variable FLOWN_RESULTS set to a folder, so that neither can overwrite a committed number.
+Committed results live in figures/, where only studies, benchmarks and `run --in-place` write. A notebook that a reader
+runs, by whatever program, writes to build/, or to the folder that the environment variable FLOWN_RESULTS names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from flownlib.harness.cache import project_root
+from flownlib.harness.folders import write_file
 from flownlib.harness.pictures import smaller_png
+from flownlib.harness.rules import one_line, read_json
+from flownlib.harness.settings import PROFILES
 from flownlib.statistics import Interval
 
 # What can be reported, and the unit of its value. A new quantity is added here and nowhere else.
@@ -57,12 +59,14 @@ QUANTITIES = {
 RECORD_KEYS = {"quantity", "method", "setting", "value", "low", "high", "n", "seeds"}
 
 
-def results_folder(profile: str) -> Path:
-    """Where figures of this profile go; their numbers go to its subfolder results/."""
+def results_folder(profile: str, committed: bool = False) -> Path:
+    """Where figures go; their numbers go to its subfolder results/. The smoke profile's are never `committed`."""
     chosen = os.environ.get("FLOWN_RESULTS")
     if chosen:
         return Path(chosen)
-    return project_root() / ("build/smoke-figures" if profile == "smoke" else "figures")
+    if profile == "smoke":
+        return project_root() / "build" / "smoke-figures"
+    return project_root() / ("figures" if committed else "build/figures")
 
 
 def record(quantity: str, method: str, setting: Mapping[str, Any], interval: Interval, seeds: Sequence[int]) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def check(made: Mapping[str, Any]) -> None:
     if set(made) != RECORD_KEYS:
         raise ValueError(f"a record has the keys {', '.join(sorted(RECORD_KEYS))}, not {', '.join(sorted(map(str, made)))}")
     name = f"the record {made['quantity']!r} of {made['method']!r}"
-    if made["quantity"] not in QUANTITIES:
+    if not isinstance(made["quantity"], str) or made["quantity"] not in QUANTITIES:
         raise ValueError(f"{name}: unknown quantity, choose one of {', '.join(QUANTITIES)} or add it to results.QUANTITIES")
     if not isinstance(made["method"], str) or not re.fullmatch(r"[a-z0-9_.]+", made["method"]):
         raise ValueError(f"{name}: a method's name is made of a-z, 0-9, _ and .")
@@ -106,7 +110,7 @@ def _check_numbers(made: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name}: needs low <= value <= high, not {bounds}")
     if type(made["n"]) is not int or made["n"] < 1:
         raise ValueError(f"{name}: n is a whole number of at least 1, not {made['n']!r}")
-    if not made["seeds"] or not all(type(seed) is int for seed in made["seeds"]):
+    if not isinstance(made["seeds"], list) or not made["seeds"] or not all(type(seed) is int for seed in made["seeds"]):
         raise ValueError(f"{name}: seeds is a list of at least one whole number, not {made['seeds']!r}")
 
 
@@ -125,8 +129,8 @@ def check_all(records: Sequence[Mapping[str, Any]]) -> None:
         seen.add(address)
 
 
-def write(name: str, profile: str, records: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
-    """Write records to results/<name>.json in the profile's folder, all of them or none; returns the file's path.
+def write(name: str, profile: str, records: Sequence[Mapping[str, Any]], committed: bool = False, **extra: Any) -> Path:
+    """Write records to results/<name>.json in `results_folder(profile, committed)`, all or none; returns the file's path.
 
     `extra` holds further facts about the run, such as a study's settings and code version.
 
@@ -137,8 +141,8 @@ def write(name: str, profile: str, records: Sequence[Mapping[str, Any]], **extra
         raise ValueError(f"a results file is named by a-z, 0-9 and _, not {name!r}")
     check_all(records)
     text = json.dumps({"notebook": name, "profile": profile, **extra, "records": list(records)}, indent=1) + "\n"
-    path = results_folder(profile) / "results" / f"{name}.json"
-    _replace(path, text.encode())
+    path = results_folder(profile, committed) / "results" / f"{name}.json"
+    write_file(path, text.encode())
     return path
 
 
@@ -153,9 +157,13 @@ def read(name: str, folder: Path | str | None = None) -> dict[str, Any]:
         maker = f"python -m flownlib study {name.removeprefix('study_')}" if name.startswith("study_") else f"notebook {name}"
         raise ValueError(f"there are no results {path.name} yet: run {maker}")
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} is not a results file ({one_line(error)}): make it again") from None
+    try:
         check_all(found["records"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        PROFILES[found["profile"]]
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is not a results file ({type(error).__name__}): make it again") from None
     return found
 
@@ -169,22 +177,8 @@ def save_figure(figure: Figure, filename: str, profile: str) -> Path:
     if not re.fullmatch(r"[a-z0-9_]+\.png", filename):
         raise ValueError(f"a figure is named by a-z, 0-9 and _ and ends in .png, not {filename!r}")
     path = results_folder(profile) / filename
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     # without "Software" the file does not change with matplotlib's version alone
     figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
-    path.write_bytes(smaller_png(buffer.getvalue()))
+    write_file(path, smaller_png(buffer.getvalue()))
     return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, whatever interrupts the write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

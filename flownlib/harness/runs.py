@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -19,6 +20,9 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from flownlib.harness import results
+from flownlib.harness.cache import cache_root
+from flownlib.harness.folders import partial_folder
 from flownlib.harness.notebooks import Job, load, write_back
 
 CELL_TIMEOUT = 1800  # seconds
@@ -102,41 +106,80 @@ def quiet() -> bool:
 
 
 def execute(job: Job, output: Path, timeout: int = CELL_TIMEOUT) -> Outcome:
-    """Run one notebook in its own folder into an executed copy in `output`; a failure is returned, not raised."""
+    """Run one notebook in its own folder into an executed copy in `output`; a failure is returned, not raised.
+
+    The copy is put there when the run is over, so that a killed run leaves no half of one.
+    """
     copy, start, error = output / job.path.name, time.perf_counter(), None
-    output.mkdir(parents=True, exist_ok=True)
-    copy.unlink(missing_ok=True)
     bar = False if quiet() else {"desc": job.path.stem, "leave": False}
-    with Memory() as memory, private_sockets() as config:
+    with Memory() as memory, private_sockets() as config, partial_folder(output) as partial:
+        made = partial / copy.name
         try:
             papermill.execute_notebook(
                 job.path,
-                copy.resolve(),
+                made.resolve(),
                 job.parameters,
                 kernel_name="python3",
                 cwd=job.path.parent,
                 progress_bar=bar,
                 execution_timeout=timeout,
+                iopub_timeout=timeout or CELL_TIMEOUT,  # on a busy machine pictures come long after the reply
                 config=config,
                 extra_arguments=["--log-level=CRITICAL"],  # else the interrupt that ends a kernel looks like an error
             )
         except PapermillExecutionError as failure:
             error = f"{failure.ename}: {failure.evalue}"
         except CellTimeoutError:
-            error = f"it ran longer than {timeout} s; allow more with --timeout"
+            name = min(str(job.path), os.path.relpath(job.path), key=len)
+            again = f"python -m flownlib run {name} --timeout {2 * timeout}"
+            error = f"it ran longer than {timeout} s, the limit for one cell; run the notebook alone and with more: {again}"
         except (DeadKernelError, RuntimeError) as failure:
             error = f"its kernel died ({failure}); perhaps the memory was not enough"
+        except OSError as failure:
+            error = f"{output} cannot be written ({failure.strerror or failure}): make room there or name another folder"
+        if made.is_file():
+            os.replace(made, copy)
     if error:
         error = f"{job.path.stem} failed {_failing_cell(copy)}: {error} (executed copy: {copy})"
     return Outcome(job.path, time.perf_counter() - start, memory.peak_gib, error)
 
 
 def _failing_cell(copy: Path) -> str:
-    """Where the last started cell is, counted in the source's code cells, that is, without injected parameters."""
+    """Where the last started cell is, counted in the source's code cells (not the injected parameters), and its first line."""
     cells = load(copy).cells if copy.is_file() else []
     code = [cell for cell in cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
-    started = sum(bool(cell.metadata.get("papermill", {}).get("start_time")) for cell in code)
-    return f"in code cell {started}" if started else "before its first cell"
+    started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    if not started:
+        return "before its first cell"
+    first_line = started[-1].source.strip().partition("\n")[0]
+    return f"in code cell {len(started)} (`{first_line[:60]}`)"
+
+
+def check_copies(jobs: Sequence[Job], output: Path) -> None:
+    """Refuse executed copies that would overwrite a notebook, or anything else that is not an executed copy itself.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    names = [job.path.name.casefold() for job in jobs]  # one file on some disks
+    for job in jobs:
+        copy = output / job.path.name
+        if names.count(job.path.name.casefold()) > 1:
+            raise ValueError(
+                f"two of the notebooks are called {job.path.name}, and so would be their copies: run one at a time"
+            )
+        if copy.exists() and any(copy.samefile(other.path) for other in jobs):
+            raise ValueError(f"the executed copy would overwrite the notebook {copy} itself: name another folder by --output")
+        if os.path.lexists(copy) and not _is_executed_copy(copy):
+            raise ValueError(f"{copy} is not an executed copy and stays as it is: name another folder by --output")
+
+
+def _is_executed_copy(path: Path) -> bool:
+    """Whether papermill wrote this file."""
+    try:
+        return not path.is_symlink() and "papermill" in json.loads(path.read_bytes())["metadata"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def run_all(
@@ -144,12 +187,13 @@ def run_all(
 ) -> list[Outcome]:
     """Run every notebook, whatever becomes of the others, and say in a line what became of each.
 
-    Figures and numbers go to `output`/figures, so that a reader's run does not change the committed ones; with
-    `in_place` they and the notebooks' outputs are the new committed ones.
+    Figures and numbers go to `output`/figures, or where FLOWN_RESULTS says, so that a reader's run does not change the
+    committed ones; with `in_place` they and the notebooks' outputs are the new committed ones.
     """
-    variables = {"FLOWN_PROFILE": profile, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    if not in_place:
-        variables["FLOWN_RESULTS"] = os.environ.get("FLOWN_RESULTS") or str(output.resolve() / "figures")
+    figures = results.results_folder(profile, committed=True) if in_place else output / "figures"
+    chosen = Path(os.environ.get("FLOWN_RESULTS") or figures).resolve()  # a kernel stands elsewhere
+    variables = {"FLOWN_PROFILE": profile, "FLOWN_RESULTS": str(chosen), "FLOWN_CACHE": str(cache_root().resolve())}
+    variables["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     outcomes = []
     for job in jobs:
         with environment(**variables):

@@ -1,106 +1,137 @@
 """Named settings: `smoke` proves that everything runs, `tutorial` fits a laptop, `paper` fits a GPU.
 
-A profile changes sizes, never code paths. Every field can be overridden by name; an unknown name or a wrong type
-is refused before anything runs.
+A profile changes sizes, never code paths. Every field can be overridden by name; an unknown name, a wrong type or a value
+out of range is refused before anything runs.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from flownlib.harness.memory import profile_memory, require_memory
+from flownlib.harness.rules import check_fields, from_environment, rules, setting, shown
+
 ENCODERS = ("vae", "pca", "weights")
+# (smaller, larger, a, b): a times the smaller setting and b more are at most the larger one
+RELATIONS = (
+    ("batch_size", "images_train", 1, 0),
+    ("support_per_class", "images_train", 10, 0),
+    ("held_out_per_task", "networks_per_task", 1, 2),
+    ("own_held_out", "own_runs", 1, 2),
+    ("frontier_held_out", "frontier_networks", 1, 2),
+    ("fewshot_backbone_classes", "fewshot_classes", 1, 1),
+)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Flat settings; the defaults are the tutorial's."""
+    """Flat settings, each with its range; the defaults are the tutorial's."""
 
     profile: str = "tutorial"
-    # tasks
-    images_train: int = 2000
-    images_validation: int = 1000
-    images_test: int = 5000
-    # zoo collection (notebook 01)
-    zoo_tasks: int = 4  # of the eight alphabets in distribution
-    networks_per_task: int = 80
-    held_out_per_task: int = 16  # of those, kept away from every generator
-    survey_networks: int = 8  # networks for each of the other alphabets
-    epochs: int = 15
-    batch_size: int = 50
-    learning_rate: float = 3e-3
-    # variational autoencoder (notebook 02)
-    latent_dim: int = 64
-    vae_width: int = 512
-    vae_steps: int = 1200
-    # other encoders (notebook 02)
-    token_width: int = 64
-    conv_width: int = 16
-    graph_width: int = 96
-    lora_rank: int = 4
-    # flow (notebook 03)
-    encoder: str = "vae"  # whose latents the flow lives in: one of ENCODERS
-    flow_width: int = 256
-    flow_steps: int = 800
-    flow_batch: int = 128
-    neuron_width: int = 64  # of the transformer over neurons
-    support_per_class: int = 5
-    context_model: str = "trained"  # the frozen image encoder: trained here, or the name of a torchvision model
-    context_every: int = 2  # of the characters that the frozen image encoder may learn from
-    context_images: int = 60  # for each of them
-    context_steps: int = 400
-    samples_per_task: int = 64
-    # networks for unseen alphabets (notebook 04)
-    ood_classes: int = 1000  # training characters at most; there are fewer
-    ood_images: int = 80  # for each of them
-    ood_body_steps: int = 2500
-    ood_prototype_steps: int = 2000
-    ood_tasks: int = 160  # ten-class tasks in the zoo
-    ood_task_epochs: int = 5
-    ood_flow_steps: int = 800
-    ood_query_steps: int = 1200
-    ood_draws: int = 8  # support sets for each held-out alphabet
-    ood_validation_episodes: int = 24
-    ood_test_images: int = 60  # for each class
-    ood_reward_steps: int = 40
-    # heads for 5-way episodes (notebook 05)
-    fewshot_classes: int = 1000  # training characters at most; there are fewer
-    fewshot_images: int = 80  # for each of them
-    fewshot_backbone_classes: int = 240  # characters that the frozen image encoder was trained on
-    fewshot_backbone_steps: int = 1000
-    fewshot_heads: int = 1000  # many-shot heads that the flow imitates
-    fewshot_flow_steps: int = 600
-    fewshot_query_steps: int = 500
-    fewshot_caml_steps: int = 600
-    fewshot_episodes: int = 400  # for each domain
-    # the plane of two weights (notebook 00)
-    plane_networks: int = 400  # trained for each task
-    plane_flow_steps: int = 1500  # on the whole plane, a third of it on the folded one
-    plane_repeats: int = 4  # seeds that are run live
-    # your own zoo (notebook 07)
-    own_runs: int = 96
-    own_held_out: int = 32  # of those
-    own_epochs: int = 5
-    own_pretraining: int = 3  # epochs of the whole network
-    own_images_test: int = 2000
-    # low-rank adaptation (study lora)
-    lora_base_steps: int = 1500
-    lora_images: int = 2000  # training images for each alphabet
-    lora_validation_images: int = 500
-    lora_test_images: int = 2000
-    lora_epochs: int = 10
-    # studies
-    study_seeds: int = 3
-    # accuracy with diversity (study frontier)
-    frontier_tasks: int = 3
-    frontier_networks: int = 320  # for each task
-    frontier_held_out: int = 64  # of those
-    frontier_images: int = 300  # on which activations are matched
-    frontier_corrector_steps: int = 300
-    frontier_flow_steps: int = 300
-    frontier_flow_width: int = 512
+    images_train: int = setting(2000, "training images of each alphabet", 50, 1_000_000, chapter="tasks")
+    images_validation: int = setting(1000, "images to choose by", 10, 1_000_000)
+    images_test: int = setting(5000, "images to report on", 10, 1_000_000)
+
+    zoo_tasks: int = setting(4, "of the eight alphabets in distribution", 1, 8, chapter="zoo collection (notebook 01)")
+    networks_per_task: int = setting(80, "trained for each alphabet", 4, 10_000_000)
+    held_out_per_task: int = setting(16, "of those, kept away from every generator", 2, 1_000_000)
+    survey_networks: int = setting(8, "networks for each of the other alphabets", 2, 1_000_000)
+    epochs: int = setting(15, "passes over the training images", 1, 100_000)
+    batch_size: int = setting(50, "images of a training step", 1, 1_000_000)
+    learning_rate: float = setting(3e-3, "of Adam, in training", 1e-8, 100)
+
+    latent_dim: int = setting(
+        64, "numbers that stand for a network", 8, 100_000, multiple=8, chapter="variational autoencoder (notebook 02)"
+    )
+    vae_width: int = setting(512, "units of a hidden layer", 2, 1_000_000)
+    vae_steps: int = setting(1200, "training steps", 3, 100_000_000)
+
+    token_width: int = setting(64, "of the transformer", 4, 100_000, multiple=4, chapter="other encoders (notebook 02)")
+    conv_width: int = setting(16, "channels of the convolutions", 1, 100_000)
+    graph_width: int = setting(96, "of the messages between neurons", 2, 100_000)
+    lora_rank: int = setting(4, "of the low-rank changes", 1, 4)
+
+    encoder: str = setting("vae", "whose latents the flow lives in", choices=ENCODERS, chapter="flow (notebook 03)")
+    flow_width: int = setting(256, "units of a hidden layer", 2, 1_000_000)
+    flow_steps: int = setting(800, "training steps", 1, 100_000_000)
+    flow_batch: int = setting(128, "latents of a training step", 4, 10_000_000)
+    neuron_width: int = setting(64, "of the transformer over neurons", 4, 100_000, multiple=4)
+    support_per_class: int = setting(5, "images of a class that describe a task", 1, 100_000)
+    context_model: str = setting("trained", 'the frozen image encoder: "trained" here, or the name of a torchvision model')
+    context_every: int = setting(2, "of the characters that the frozen image encoder may learn from", 1, 100)
+    context_images: int = setting(60, "for each of them", 2, 1_000_000)
+    context_steps: int = setting(400, "training steps of the frozen image encoder", 1, 100_000_000)
+    samples_per_task: int = setting(64, "networks generated for each task", 4, 1_000_000)
+
+    ood_classes: int = setting(
+        1000, "training characters at most; there are fewer", 20, 100_000, chapter="networks for unseen alphabets (notebook 04)"
+    )
+    ood_images: int = setting(80, "for each of them", 20, 1_000_000)
+    ood_body_steps: int = setting(2500, "pre-training steps of the shared body", 1, 100_000_000)
+    ood_prototype_steps: int = setting(2000, "prototypical training steps of the shared body", 1, 100_000_000)
+    ood_tasks: int = setting(160, "ten-class tasks in the zoo", 4, 10_000_000)
+    ood_task_epochs: int = setting(5, "passes over the images of each", 1, 100_000)
+    ood_flow_steps: int = setting(800, "training steps of the flow that imitates", 3, 100_000_000)
+    ood_query_steps: int = setting(1200, "training steps on images outside the support", 1, 100_000_000)
+    ood_draws: int = setting(8, "support sets for each held-out alphabet", 1, 100_000)
+    ood_validation_episodes: int = setting(24, "to choose by", 2, 1_000_000)
+    ood_test_images: int = setting(60, "for each class", 1, 100_000)
+    ood_reward_steps: int = setting(40, "steps that follow a reward", 1, 100_000_000)
+
+    fewshot_classes: int = setting(
+        1000, "training characters at most; there are fewer", 20, 100_000, chapter="heads for 5-way episodes (notebook 05)"
+    )
+    fewshot_images: int = setting(80, "for each of them: 40 of the support and 15 to be asked about", 55, 1_000_000)
+    fewshot_backbone_classes: int = setting(240, "characters that the frozen image encoder was trained on", 2, 100_000)
+    fewshot_backbone_steps: int = setting(1000, "training steps of the frozen image encoder", 1, 100_000_000)
+    fewshot_heads: int = setting(1000, "many-shot heads that the flow imitates", 4, 10_000_000)
+    fewshot_flow_steps: int = setting(600, "training steps of the flow that imitates", 1, 100_000_000)
+    fewshot_query_steps: int = setting(500, "training steps on images outside the support", 1, 100_000_000)
+    fewshot_caml_steps: int = setting(600, "training steps of the rival CAML", 1, 100_000_000)
+    fewshot_episodes: int = setting(400, "for each domain", 2, 1_000_000)
+
+    plane_networks: int = setting(
+        400, "trained for each task", 10, 100_000_000, chapter="the plane of two weights (notebook 00)"
+    )
+    plane_flow_steps: int = setting(1500, "on the whole plane, a third of it on the folded one", 3, 100_000_000)
+    plane_repeats: int = setting(4, "seeds that are run live", 2, 10_000)
+
+    own_runs: int = setting(96, "fine-tuned networks", 4, 1_000_000, chapter="your own zoo (notebook 07)")
+    own_held_out: int = setting(32, "of those, kept away from every generator", 2, 1_000_000)
+    own_epochs: int = setting(5, "of fine-tuning", 1, 100_000)
+    own_pretraining: int = setting(3, "epochs of the whole network", 1, 100_000)
+    own_images_test: int = setting(2000, "images to report on", 10, 1_000_000)
+
+    lora_base_steps: int = setting(
+        1500, "pre-training steps of the base network", 1, 100_000_000, chapter="low-rank adaptation (study lora)"
+    )
+    lora_images: int = setting(2000, "training images of each alphabet", 20, 1_000_000)
+    lora_validation_images: int = setting(500, "images to choose by", 10, 1_000_000)
+    lora_test_images: int = setting(2000, "images to report on", 10, 1_000_000)
+    lora_epochs: int = setting(10, "passes over the training images", 1, 100_000)
+
+    study_seeds: int = setting(3, "repetitions of every study", 1, 100_000, chapter="studies")
+
+    frontier_tasks: int = setting(
+        3, "of the eight alphabets in distribution", 1, 8, chapter="accuracy with diversity (study frontier)"
+    )
+    frontier_networks: int = setting(320, "for each task", 4, 10_000_000)
+    frontier_held_out: int = setting(64, "of those, kept away from every generator", 2, 1_000_000)
+    frontier_images: int = setting(300, "on which activations are matched", 2, 1_000_000)
+    frontier_corrector_steps: int = setting(300, "training steps of the corrector", 1, 100_000_000)
+    frontier_flow_steps: int = setting(300, "training steps of the flow", 1, 100_000_000)
+    frontier_flow_width: int = setting(512, "units of a hidden layer", 2, 1_000_000)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and values that do not go together."""
+        check_fields(self)
+        for smaller, larger, times, left in RELATIONS:
+            low, high = getattr(self, smaller), getattr(self, larger)
+            if times * low + left > high:
+                most = max(0, (high - left) // times)
+                raise ValueError(f"setting {smaller!r} may be at most {most} where {larger!r} is {high}, not {low}")
 
     def changed(self, **changes: Any) -> Profile:
         """These settings with some of them replaced."""
@@ -118,8 +149,8 @@ PROFILES: dict[str, Profile] = {
         images_validation=100,
         images_test=200,
         zoo_tasks=2,
-        networks_per_task=12,
-        held_out_per_task=4,
+        networks_per_task=20,
+        held_out_per_task=12,
         survey_networks=2,
         epochs=3,
         vae_width=64,
@@ -245,21 +276,28 @@ def load(profile: str = "tutorial", overrides: Mapping[str, Any] | None = None) 
     can be re-run small without being edited.
 
     Raises:
-        ValueError: for an unknown profile, setting or encoder, or a value of the wrong type.
+        ValueError: for an unknown profile, setting or encoder, a value of the wrong type or out of range, values that do not
+            go together, or sizes beyond this machine's memory.
     """
-    profile = os.environ.get("FLOWN_PROFILE") or profile
-    if profile not in PROFILES:
-        raise ValueError(f"there is no profile {profile!r}; choose one of {', '.join(PROFILES)}")
-    settings = PROFILES[profile]
-    kinds = {field.name: type(getattr(settings, field.name)) for field in fields(Profile) if field.name != "profile"}
-    checked = {}
-    for name, value in (overrides or {}).items():
-        if name not in kinds:
-            raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(kinds)}")
-        value = float(value) if kinds[name] is float and type(value) is int else value
-        if type(value) is not kinds[name]:
-            raise ValueError(f"setting {name!r} takes {kinds[name].__name__}, not {value!r}")
-        checked[name] = value
-    if checked.get("encoder", ENCODERS[0]) not in ENCODERS:
-        raise ValueError(f"there is no encoder {checked['encoder']!r}; choose one of {', '.join(ENCODERS)}")
-    return replace(settings, **checked)
+    profile = from_environment("FLOWN_PROFILE", profile)
+    if not isinstance(profile, str) or profile not in PROFILES:
+        raise ValueError(f"there is no profile {shown(profile)}; choose one of {', '.join(PROFILES)}")
+    if not isinstance(overrides, Mapping | None):
+        raise ValueError(f"overrides take the names of settings with their values, not {shown(overrides)}")
+    known = rules(Profile)
+    for name in overrides or {}:
+        if name not in known:
+            raise ValueError(f"there is no setting {shown(name)}; see them all by: python -m flownlib settings")
+    settings = replace(PROFILES[profile], **(overrides or {}))
+    if settings.context_model not in ("trained", PROFILES[profile].context_model):
+        check_torchvision_model(settings.context_model)
+    require_memory(profile_memory(settings))
+    return settings
+
+
+def check_torchvision_model(name: str) -> None:
+    """Refuse what is no image classifier of torchvision's."""
+    from torchvision import models  # here, for importing it takes seconds
+
+    if name not in models.list_models(module=models):
+        raise ValueError(f"setting 'context_model' takes trained or the name of a torchvision classifier, not {shown(name)}")

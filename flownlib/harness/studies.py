@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from flownlib.harness import results
 from flownlib.harness.closure import fingerprint
 from flownlib.harness.memo import memo
+from flownlib.harness.rules import rules, shown
 from flownlib.harness.settings import Profile, load
 from flownlib.statistics import mean_interval
 from flownlib.weights import Artifact
@@ -78,15 +79,13 @@ def run(name: str, profile: str = "tutorial", seeds: int | None = None) -> Path:
         ValueError: for an unknown study or less than one seed.
     """
     if name not in STUDIES:
-        raise ValueError(f"there is no study {name!r}; choose one of {', '.join(STUDIES)}")
+        raise ValueError(f"there is no study {shown(name)}; choose one of {', '.join(STUDIES)}")
     settings, study = load(profile), STUDIES[name]
-    count = settings.study_seeds if seeds is None else seeds
-    if count < 1:
-        raise ValueError(f"a study needs at least one seed, not {count}")
+    count = settings.study_seeds if seeds is None else rules(Profile)["study_seeds"].check("the number of seeds", seeds)
     bar = tqdm(range(count), desc=f"study {name} (about {study.minutes:g} minutes in all)")
     by_seed = [seed_records(name, settings, seed, study.code) for seed in bar]
     extra = {"settings": settings.as_dict(), "code_version": study.code}
-    return results.write(f"study_{name}", settings.profile, aggregate(by_seed), **extra)
+    return results.write(f"study_{name}", settings.profile, aggregate(by_seed), committed=True, **extra)
 
 
 def aggregate(by_seed: list[Raw]) -> list[dict]:

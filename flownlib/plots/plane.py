@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO
@@ -10,6 +10,7 @@ from io import BytesIO
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image
+from ipywidgets import IntSlider, SelectionSlider
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from flownlib.chapters.c00_plane import CHORDS, EXTENT, NOISE, Chord, PlaneZoo, copies, loss_surface, predict
 from flownlib.harness.pictures import smaller_png
+from flownlib.plots.panel import Panel
 from flownlib.statistics import Interval
 
 INK, FAINT = "#26324A", "#8A94A6"
@@ -49,7 +51,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def styled(*args, **kwargs) -> Figure:
-        with plt.rc_context(STYLE):
+        with plt.style.context(STYLE, after_reset=True):  # whatever style is in use elsewhere
             figure = draw(*args, **kwargs)
         plt.close(figure)
         return figure
@@ -222,8 +224,9 @@ def moments(lands: Sequence[Land], paths: Sequence[Tensor], times: Sequence[floa
 def moment(surface: Land, path: Tensor, now: int) -> Figure:
     """One instant `now` of trajectories [s, n, 2]: the plane, and the curves of forty of its networks."""
     # fixed margins: solving for the layout would take longer than drawing, and the picture would jump
-    figure, (plane, curves) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(1, 1.25), layout="none")
-    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.9, wspace=0.22)
+    margins = {"left": 0.07, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.22}
+    figure, (plane, curves) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(1, 1.25), gridspec_kw=margins)
+    figure.set_layout_engine("none")  # savefig(bbox_inches="tight") would forget layout="none"
     colour, grid = colour_of(surface.chord), np.linspace(0, 3, 100)
     _terrain(plane, surface)
     _tails(plane, path[: now + 1].numpy(), colour)
@@ -234,6 +237,22 @@ def moment(surface: Land, path: Tensor, now: int) -> Figure:
     curves.set(title="what the networks compute", xlabel="input $x$", ylabel="output", xlim=(0, 3), ylim=(-2.2, 2.2))
     curves.legend(loc="lower left", fontsize=10)
     return figure
+
+
+def moment_panel(lands: Sequence[Land], films: Mapping[tuple[int, int], Tensor]) -> Panel:
+    """Choose the chord, the seed and the time of a `moment`.
+
+    Args:
+        films: (seed, chord's number) → trajectories [s, n, 2], equally long for all.
+    """
+    seeds, last = list(dict.fromkeys(seed for seed, _ in films)), len(next(iter(films.values()))) - 1
+    names = [(land.chord.name, number) for number, land in enumerate(lands)]
+    controls = {
+        "chord": SelectionSlider(options=names, value=len(lands) - 1, description="chord", continuous_update=False),
+        "seed": SelectionSlider(options=seeds, description="seed", continuous_update=False),
+        "now": IntSlider(4 * last // 5, 0, last, description=f"time / {last}", continuous_update=False),
+    }
+    return Panel(lambda chord, seed, now: moment(lands[chord], films[seed, chord], now), controls, width=800, height=336)
 
 
 @_styled

@@ -8,14 +8,14 @@ starting over a finished zoo trains nothing. No process waits for another: whoev
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
-from flownlib.speed.collect import ZooSettings, collect, collect_shard, is_cached
+from flownlib.harness.folders import check_target
+from flownlib.harness.rules import check_environment, from_environment, one_line, read_json
+from flownlib.speed.collect import collect, collect_shard, draw_images, is_cached
 from flownlib.speed.workers import start_worker
-from flownlib.tasks import load_task
+from flownlib.speed.zoo_settings import ZooSettings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,12 +30,12 @@ def read_settings(path: Path) -> ZooSettings:
     """The settings in a JSON file.
 
     Raises:
-        ValueError: if the file is missing, not JSON, or names something that is not a setting.
+        ValueError: if the file is missing, not JSON, or holds something that cannot be.
     """
     try:
-        values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read zoo settings from {path}: {error}") from None
+        values = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read zoo settings from {path}: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings: it should be a JSON object with tasks and networks")
     return ZooSettings.from_json(values).checked()
@@ -52,25 +52,39 @@ def collect_share(settings: ZooSettings, rank: int, world_size: int) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """One process's part of the work; returns the exit status: 0 fine, 2 the request was refused."""
+    """One process's part of the work; returns the exit status: 0 fine, 2 refused or the disk failed."""
     options = parser().parse_args(arguments)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
-        settings = read_settings(options.zoo_settings)
-        for task in settings.tasks:
-            load_task(task, settings.sizes)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+        collect_with_others(options.zoo_settings, options.output)
+    except (ValueError, OSError) as error:
+        print(one_line(error), file=sys.stderr)
         return 2
+    return 0
+
+
+def collect_with_others(path: Path, output: Path | None) -> None:
+    """Check everything, train this process's share, and put the zoo together if this process stored the last shard.
+
+    Raises:
+        ValueError: for settings, environment variables or an output folder that cannot be, before anything is trained; or if
+            the zoo cannot be stored.
+    """
+    check_environment()
+    rank, world_size = from_environment("RANK", 0), from_environment("WORLD_SIZE", 1)
+    if rank >= world_size:
+        raise ValueError(f"the environment variable RANK ({rank}) has to be less than WORLD_SIZE ({world_size})")
+    settings = read_settings(path)
+    if output:
+        check_target(output)
+    draw_images(settings)
     start_worker()
     trained = collect_share(settings, rank, world_size)
     print(f"process {rank} of {world_size}: {trained} shards trained", flush=True)
     if all(is_cached(settings, task, seeds) for task, seeds in settings.shards()):
         zoo = collect(settings, workers=1, progress=False)
-        if options.output:
-            zoo.save(options.output)
-        print(f"{len(zoo)} networks, zoo {zoo.digest()}" + (f" in {options.output}" if options.output else ""), flush=True)
-    return 0
+        if output:
+            zoo.save(output)
+        print(f"{len(zoo)} networks, zoo {zoo.digest()}" + (f" in {output}" if output else ""), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from flownlib import scoring
+from flownlib.harness.rules import ENVIRONMENT, from_environment
 from flownlib.networks import Classifier, Model
 from flownlib.speed import lanes
 
 log = logging.getLogger(__name__)
-BACKENDS = ("auto", "lanes", "torch")
+BACKENDS = ENVIRONMENT["FLOWN_BACKEND"].choices
 FEW = 4  # networks; below, filling all lanes costs more than it saves
 
 
@@ -25,7 +25,7 @@ def choose(backend: str, model: Classifier, dtype: torch.dtype, device: str = "c
     Raises:
         ValueError: for an unknown backend, or if "lanes" is asked for where they do not work.
     """
-    wanted = (os.environ.get("FLOWN_BACKEND") or "auto") if backend == "auto" else backend
+    wanted = from_environment("FLOWN_BACKEND", "auto") if backend == "auto" else backend
     if wanted not in BACKENDS:
         raise ValueError(f"there is no backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
     if wanted == "torch" or (wanted == "auto" and (networks < FEW or not isinstance(model, Classifier))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 
 import pandas as pd
 import torch
@@ -16,78 +16,16 @@ from flownlib.harness.cache import address, cache_root, cached
 from flownlib.networks import Classifier, classifier
 from flownlib.optimisation import seeded
 from flownlib.scoring import Task, score
-from flownlib.speed import backends
 from flownlib.speed.loops import train_many
-from flownlib.speed.plan import Training, initial_weights, minibatch_orders
+from flownlib.speed.plan import initial_weights, minibatch_orders
 from flownlib.speed.workers import default_workers, one_thread, share_jobs
+from flownlib.speed.zoo_settings import LEAST_DATA, ZooSettings
 from flownlib.tasks import load_task
-from flownlib.tasks.base import SplitSizes
 from flownlib.weights import Artifact
 from flownlib.zoo import Zoo
 
 log = logging.getLogger(__name__)
-# what differs between the networks of one task
-KINDS = {
-    "independent": "the seed: initialisation and minibatch order",
-    "shared": "the minibatch order only; all start from one initialisation",
-    "one_run": "the step: the last checkpoints of a single run (p-diff's setting)",
-    "varied": "the seed, the learning rate, the weight decay and the share of the images",
-    "trajectories": "the seed and the epoch: every run from its initialisation to its end",
-}
-SHARD = 16  # networks trained together; also what an interrupted collection loses at most, per worker
 SHARED_SEED = 1_000_000
-
-
-@dataclass(frozen=True)
-class ZooSettings:
-    """What to collect: `networks` runs for each task, or for "one_run" that many checkpoints of one run's last steps."""
-
-    tasks: tuple[str, ...]
-    networks: int
-    kind: str = "independent"  # one of KINDS
-    classifier: str = "cnn_small"
-    sizes: SplitSizes = SplitSizes()
-    training: Training = Training()
-    seed: int = 0
-    backend: str = "auto"  # who trains: "lanes", "torch", or the faster one here
-    minibatches: str = "own"  # or "shared": one order for all networks of a task, which is faster
-
-    def checked(self) -> ZooSettings:
-        """These settings with the backend that "auto" stands for here.
-
-        Raises:
-            ValueError: for an unknown kind, classifier, backend or way of drawing minibatches, or less than one network.
-        """
-        if self.kind not in KINDS:
-            raise ValueError(f"there is no kind of zoo {self.kind!r}; choose one of {', '.join(KINDS)}")
-        if self.minibatches not in ("own", "shared"):
-            raise ValueError(f'minibatches are "own" or "shared", not {self.minibatches!r}')
-        if self.minibatches == "shared" and self.kind != "independent":
-            raise ValueError(f"minibatches can be shared among independent networks only, not in a zoo of kind {self.kind!r}")
-        if self.networks < 1:
-            raise ValueError(f"a zoo needs at least one network a task, not {self.networks}")
-        return replace(self, backend=backends.choose(self.backend, classifier(self.classifier), torch.float32))
-
-    @classmethod
-    def from_json(cls, values: dict) -> ZooSettings:
-        """The inverse of `dataclasses.asdict`; what is left out takes its default.
-
-        Raises:
-            ValueError: for a name that is not a setting.
-        """
-        nested = {"sizes": SplitSizes, "training": Training}
-        try:
-            parts = {name: kind(**values[name]) for name, kind in nested.items() if name in values}
-            return cls(**(values | parts | {"tasks": tuple(values["tasks"])}))
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"these are not the settings of a zoo: {error}") from None
-
-    def shards(self) -> list[tuple[str, tuple[int, ...]]]:
-        """(task, seeds) of each unit of work."""
-        first = self.seed * 100_000
-        seeds = [first] if self.kind == "one_run" else range(first, first + self.networks)
-        parts = [tuple(seeds[i : i + SHARD]) for i in range(0, len(seeds), SHARD)]
-        return [(task, part) for task in self.tasks for part in parts]
 
 
 def collect(settings: ZooSettings, workers: int | None = None, progress: bool = True) -> Zoo:
@@ -97,11 +35,10 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     marked in the table, and a warning counts them.
 
     Raises:
-        ValueError: for settings that cannot be, or an unknown task.
+        ValueError: for settings that cannot be here, or images that the classifier cannot read.
     """
     settings = settings.checked()
-    for task in settings.tasks:
-        load_task(task, settings.sizes)  # refuses unknown names, and draws the images once for all workers
+    draw_images(settings)
     jobs = [(settings, task, seeds) for task, seeds in settings.shards()]
     workers = min(workers or default_workers(), len(jobs))
     bar = tqdm(total=len(jobs), desc=f"zoo ({settings.kind})", disable=not progress)
@@ -119,6 +56,22 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     if table["diverged"].any():
         log.warning("%d of %d networks diverged; the table's column `diverged` marks them", table["diverged"].sum(), len(table))
     return Zoo(torch.cat([part.weights for part in parts]), table, parts[0].model, asdict(settings))
+
+
+def draw_images(settings: ZooSettings) -> None:
+    """Draw every task's images, once for all workers.
+
+    Raises:
+        ValueError: if they are not on disk, or not what the classifier reads.
+    """
+    model = classifier(settings.classifier)
+    for name in settings.tasks:
+        task = load_task(name, settings.sizes)
+        found, wanted = (*task.train.x.shape[1:], task.num_classes), (*model.image_shape, model.num_classes)
+        if found != wanted:
+            raise ValueError(
+                f"{model.name} reads images and classes {wanted}, and task {name} has {found}: name another classifier"
+            )
 
 
 def collect_shard(settings: ZooSettings, task_name: str, seeds: tuple[int, ...]) -> Artifact:
@@ -150,7 +103,7 @@ def hyper_parameters(settings: ZooSettings, seeds: Sequence[int]) -> dict[str, l
     return {
         "learning_rate": [training.learning_rate * 10 ** (2 * a - 1) for a, _, _ in draws],  # a tenth to ten times
         "weight_decay": [10 ** (3 * b - 5) for _, b, _ in draws],  # 1e-5 to 1e-2
-        "data_fraction": [0.2 + 0.8 * c for _, _, c in draws],
+        "data_fraction": [LEAST_DATA + (1 - LEAST_DATA) * c for _, _, c in draws],
     }
 
 
@@ -187,8 +140,6 @@ def _train_shard(settings: ZooSettings, task_name: str, seeds: tuple[int, ...]) 
 def _recorded(settings: ZooSettings, steps: int) -> list[int]:
     """The steps whose weights are kept."""
     if settings.kind == "one_run":
-        if settings.networks > steps:
-            raise ValueError(f"one run of {steps} steps has no {settings.networks} checkpoints")
         return list(range(steps - settings.networks + 1, steps + 1))
     if settings.kind == "trajectories":
         return [round(epoch * steps / settings.training.epochs) for epoch in range(settings.training.epochs + 1)]
@@ -199,7 +150,7 @@ def _scored(table: pd.DataFrame, model: Classifier, weights: Tensor, task: Task,
     """The table with accuracy and loss on every split, and whether a network diverged: it is worse than a uniform guess."""
     for name in ("train", "validation", "test"):
         split = getattr(task, name)
-        scores = score(model, weights, split.x, split.y, backend)
+        scores = score(model, weights, split.x, split.y, backend, allow_diverged=True)
         table[f"{name}_accuracy"], table[f"{name}_loss"] = scores.accuracy.tolist(), scores.loss.tolist()
     guess = math.log(task.num_classes) + 0.1  # nats; a fresh network lies a little above the logarithm
     table["diverged"] = ~(weights.isfinite().all(1).numpy() & (table["train_loss"] < guess).to_numpy())

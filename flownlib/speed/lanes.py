@@ -13,8 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -24,8 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flownlib import checks
 from flownlib.harness.cache import cache_root
+from flownlib.harness.folders import disk_trouble, partial_folder
 from flownlib.networks import Classifier, Conv
+from flownlib.speed import loops
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("lanes.cpp")
@@ -49,23 +51,27 @@ class Kernel:
     lanes: int
 
     def train(
-        self, weights: Tensor, images: Tensor, labels: Tensor, orders: Tensor, rate: Tensor, decay: Tensor, record: list[int]
+        self,
+        weights: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        orders: Tensor,
+        rate: float | Tensor,
+        decay: float | Tensor,
+        record: Sequence[int],
     ) -> Tensor:
-        """Adam from weights [m, p] with minibatches orders [m or 1, steps, batch], rate [m] and decay [m]; see `train_many`.
+        """Adam from weights [m, p] with minibatches orders [m or 1, steps, batch]; see `train_many`.
 
         Returns:
-            Checkpoints [len(record), m, p] after the steps in `record`, which increase.
+            Checkpoints [len(record), m, p] after the steps in `record`.
 
         Raises:
-            ValueError: for labels or image numbers out of range, which compiled code would follow out of its memory.
+            ValueError: as `checks.training_inputs`; compiled code would follow a wrong number out of its memory.
         """
-        if labels.min() < 0 or labels.max() >= self.model.num_classes:
-            raise ValueError(
-                f"labels must lie between 0 and {self.model.num_classes - 1}, got {labels.min()} to {labels.max()}"
-            )
-        if orders.min() < 0 or orders.max() >= len(images):
-            raise ValueError(f"minibatches name images up to {orders.max()}, but there are {len(images)}")
-        images, labels, shared = self._rows(images.to(self.dtype)), labels.contiguous(), len(orders) < len(weights)
+        self._refuse(weights, images, labels, orders)
+        given = loops.training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
+        labels, orders, rate, decay, record = given
+        images, shared = self._rows(images), len(orders) < len(weights)
 
         def block(start: int) -> Tensor:
             here = slice(start, start + self.lanes)
@@ -106,7 +112,14 @@ class Kernel:
             return list(pool.map(work, starts))
 
     def logits(self, weights: Tensor, images: Tensor) -> Tensor:
-        """Logits [m, n, classes] of networks [m, p] on shared images [n, c, h, w]."""
+        """Logits [m, n, classes] of networks [m, p] on shared images [n, c, h, w]; of a diverged network perhaps NaN.
+
+        Raises:
+            ValueError: for weights or images of another type or shape, or images that are not finite.
+        """
+        self._refuse(weights, images)
+        checks.check_real("weights", weights, (self.model.layout.size,), finite=False)
+        checks.check_real("images", images, self.model.image_shape)
         rows = self._rows(images)
 
         def block(start: int) -> Tensor:
@@ -119,15 +132,19 @@ class Kernel:
 
         return torch.cat(self._in_threads(block, range(0, len(weights), self.lanes)))
 
-    def _rows(self, images: Tensor) -> Tensor:
-        """Images [n, c, h, w] → one padded row each, channels last for convolutions.
+    def _refuse(self, weights: Tensor, *others: Tensor) -> None:
+        """What only compiled code minds, for it is given addresses: another precision, or memory of another device."""
+        if not isinstance(weights, Tensor) or weights.dtype != self.dtype:
+            raise ValueError(
+                f"this kernel computes in {self.dtype}, and the weights are {getattr(weights, 'dtype', weights)!r}"
+            )
+        for tensor in (weights, *others):
+            if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
+                raise ValueError(f"the compiled backend takes tensors in main memory, not on {tensor.device}")
 
-        Raises:
-            ValueError: for images of another shape than the model takes.
-        """
-        if tuple(images.shape[1:]) != self.model.image_shape:
-            raise ValueError(f"{self.model.name} takes images {self.model.image_shape}, not {tuple(images.shape[1:])}")
-        first = self.model.layers[0]
+    def _rows(self, images: Tensor) -> Tensor:
+        """Images [n, c, h, w] → one padded row each, channels last for convolutions."""
+        images, first = images.to(self.dtype), self.model.layers[0]
         if isinstance(first, Conv):
             images = F.pad(images, [first.padding] * 4).permute(0, 2, 3, 1)
         rows = images.flatten(1)
@@ -221,31 +238,50 @@ def kernel(model: Classifier, dtype: torch.dtype) -> Kernel:
     samples = 1 if any(isinstance(layer, Conv) for layer in model.layers) else 8
     defines = {"REAL": REALS[dtype], "LANES": lanes, "ACCUMULATORS": accumulators, "SAMPLES": samples}
     defines |= {"NET": layer_list(model), "OUTPUTS": model.num_classes}
-    library = ctypes.CDLL(str(_build([f"-D{name}={value}" for name, value in defines.items()])))
+    path = _build([f"-D{name}={value}" for name, value in defines.items()])
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise LanesError(f"the compiled kernel cannot be loaded: {error}") from None
     if library.parameters() != model.layout.size:
         raise LanesError(f"the compiled kernel of {model.name} has another number of parameters")
     return Kernel(library, model, dtype, lanes)
 
 
 def _build(defines: list[str]) -> Path:
-    """Compile lanes.cpp unless the same source, flags, compiler and processor were compiled before."""
+    """Compile lanes.cpp unless the same source, flags, compiler and processor were compiled before.
+
+    A library's name ends in the checksum of its content. What does not match its name is damaged: loading it could end
+    the process, so it is not loaded but built again.
+    """
     command = compiler()
     if command is None:
         raise LanesError("there is no C++ compiler here (g++ or clang++)")
     version = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
     identity = [SOURCE.read_text(), *FLAGS, *defines, version, platform.machine(), _processor()]
-    path = cache_root() / f"lanes-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:20]}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log.info("compiling the training kernel with %s (a few seconds, once)", command)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-        built = Path(folder) / path.name
-        result = subprocess.run([command, *FLAGS, *defines, "-o", str(built), str(SOURCE)], capture_output=True, text=True)
+    root, name = cache_root(), f"lanes-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:20]}"
+    try:
+        built = (path for path in sorted(root.glob(f"{name}-*.so")) if path.name == _named(name, path))
+        return next(built, None) or _compile([command, *FLAGS, *defines], root, name)
+    except OSError as error:
+        raise LanesError(f"the compiled kernel cannot be kept in {root}: {error.strerror or error}") from None
+
+
+def _compile(command: list[str], root: Path, name: str) -> Path:
+    """A new library in the cache, all or nothing; another process may build the same at the same time."""
+    log.info("compiling the training kernel with %s (a few seconds, once)", command[0])
+    with partial_folder(root) as folder, disk_trouble(root):
+        built = folder / f"{name}.so"
+        result = subprocess.run([*command, "-o", str(built), str(SOURCE)], capture_output=True, text=True)
         if result.returncode:
-            raise LanesError(f"{command} could not compile {SOURCE.name}: {result.stderr.strip().splitlines()[0]}")
-        os.replace(built, path)
-    return path
+            reason = (result.stderr.strip() or "it does not say why").splitlines()[0]
+            raise LanesError(f"{command[0]} could not compile {SOURCE.name}: {reason}")
+        return built.replace(root / _named(name, built))
+
+
+def _named(name: str, library: Path) -> str:
+    """The file name that goes with a library's content."""
+    return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:20]}.so"
 
 
 def _processor() -> str:

@@ -1,8 +1,4 @@
-"""One network with a plain loop, and many at once: m networks are one grouped network, and Adam is elementwise.
-
-Each network keeps its own initialisation, its own minibatch order and its own mean gradient, so the result is the
-one that m separate trainings give (exactly so in float64, up to rounding).
-"""
+"""What library functions refuse, each in one sentence: numbers that are none, sizes that do not fit, labels out of range."""
 
 from __future__ import annotations
 
@@ -12,9 +8,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib.networks import Classifier, group_size
+from flownlib.checks import check_real, is_finite, whole_numbers
+from flownlib.networks import Classifier, Model, group_size
 from flownlib.scoring import Split
 from flownlib.speed import backends, lanes
+
+
+def training_inputs(
+    model: Model,
+    weights: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    orders: Tensor,
+    learning_rate: float | Tensor,
+    weight_decay: float | Tensor,
+    record: Sequence[int] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+    """What `train_many` was given, checked: labels [n] and orders as int64, rate [m] and decay [m], the steps to record.
+
+    Raises:
+        ValueError: for weights or images that are not finite or do not fit the model, labels or image numbers out of range,
+            other numbers of labels than of images or of orders than of networks, a rate that is not positive, a negative
+            decay, or a recorded step that is never reached.
+    """
+    check_real("initial weights", weights, (model.layout.size,))
+    check_real("images", images, tuple(model.image_shape))
+    m = len(weights)
+    labels = whole_numbers("labels", labels, model.num_classes)
+    orders = whole_numbers("the images that minibatches name", orders, len(images))
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{len(images)} images need as many labels, not {tuple(labels.shape)}")
+    if orders.dim() != 3 or len(orders) not in (1, m):
+        raise ValueError(
+            f"{m} networks need {m} minibatch orders, or one that all share, [m, steps, batch], not {list(orders.shape)}"
+        )
+    rate, decay = (torch.as_tensor(x, dtype=weights.dtype, device=weights.device) for x in (learning_rate, weight_decay))
+    if any(x.shape not in ((), (m,)) or not is_finite(x) for x in (rate, decay)) or rate.min() <= 0 or decay.min() < 0:
+        raise ValueError(
+            f"{m} networks need one learning rate above 0, or {m}, and weight decays of 0 or more, "
+            f"not {learning_rate} and {weight_decay}"
+        )
+    steps, recorded = orders.shape[1], sorted(set(record)) or [orders.shape[1]]
+    if recorded[0] < 0 or recorded[-1] > steps:
+        raise ValueError(f"steps to record must lie between 0 and {steps}, got {recorded}")
+    return labels, orders, rate.expand(m), decay.expand(m), recorded
+
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -40,21 +78,14 @@ def train_many(
         Checkpoints [len(record), m, p].
 
     Raises:
-        ValueError: if orders are neither one nor m, or a recorded step is never reached.
+        ValueError: for what `training_inputs` refuses.
     """
-    m, steps = len(weights), orders.shape[1]
-    steps_kept = sorted(set(record)) or [steps]
-    if len(orders) not in (1, m):
-        raise ValueError(f"{m} networks need {m} minibatch orders, or one that all share, not {len(orders)}")
-    if steps_kept[0] < 0 or steps_kept[-1] > steps:
-        raise ValueError(f"steps to record must lie between 0 and {steps}, got {steps_kept}")
-    shared = len(orders) == 1 and m > 1
-    rate, decay = (
-        torch.as_tensor(x, dtype=weights.dtype, device=weights.device).expand(m) for x in (learning_rate, weight_decay)
-    )
-    weights = weights.detach()
+    m, weights = len(weights), weights.detach()
+    given = (weights, data.x, data.y, orders, learning_rate, weight_decay, record)
     if backends.choose(backend, model, weights.dtype, weights.device.type, m) == "lanes":
-        return lanes.kernel(model, weights.dtype).train(weights, data.x, data.y, orders, rate, decay, steps_kept)
+        return lanes.kernel(model, weights.dtype).train(*given)
+    labels, orders, rate, decay, steps_kept = training_inputs(model, *given)
+    data, shared = Split(data.x, labels), len(orders) == 1 and m > 1
     size, parts = group_size(model, orders.shape[2], weights), []
     for start in range(0, m, size):
         group = slice(start, start + size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flownlib.harness.rules import check_fields, setting
 from flownlib.networks import Classifier
 from flownlib.optimisation import seeded
 
@@ -16,10 +17,13 @@ from flownlib.optimisation import seeded
 class Training:
     """Adam with a constant learning rate and L2 weight decay over shuffled minibatches."""
 
-    epochs: int = 15
-    batch_size: int = 50
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.0
+    epochs: int = setting(15, "passes over the training images", 1, 100_000)
+    batch_size: int = setting(50, "images of a step", 1, 1_000_000)
+    learning_rate: float = setting(3e-3, "of Adam", 1e-8, 100)
+    weight_decay: float = setting(0.0, "added to the gradient, times the weights", 0, 100)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def steps(self, images: int) -> int:
         """Optimiser steps on a training split of that many images; an incomplete last batch is dropped."""

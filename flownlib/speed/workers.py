@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from tqdm.auto import tqdm
 
+from flownlib.harness.rules import from_environment
 from flownlib.speed import backends
 
 
@@ -36,6 +37,18 @@ def share_jobs(work: Callable[..., object], jobs: Sequence[tuple], workers: int,
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def set_threads() -> None:
+    """As many of torch's threads in this process as the environment variable FLOWN_THREADS says, else one.
+
+    The tutorial's tensors are small: one thread is as fast as several, and several wait for one another, for minutes in
+    place of seconds, wherever somebody else is using a core.
+
+    Raises:
+        ValueError: if FLOWN_THREADS is no such number.
+    """
+    torch.set_num_threads(from_environment("FLOWN_THREADS", 1))
 
 
 def start_worker() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flownlib.harness.cache import cached
+from flownlib.harness.rules import shown
 from flownlib.scoring import Task
 from flownlib.tasks import glyphs, vision
 from flownlib.tasks.base import SplitSizes, make_task
@@ -24,12 +25,29 @@ def task_names() -> tuple[str, ...]:
     return (*ALPHABETS, DIGITS, *vision.VISION)
 
 
+def check_task(name: str) -> None:
+    """Refuse a name that `load_task` does not know.
+
+    Raises:
+        ValueError: naming all that it knows.
+    """
+    if name not in task_names():
+        raise ValueError(f"there is no task {shown(name)}; choose one of {', '.join(task_names())}")
+
+
+def split_sizes(name: str, sizes: SplitSizes) -> SplitSizes:
+    """The sizes of a task's splits: those asked for, but real digits keep their own, since only 1,797 images exist."""
+    return DIGITS_SIZES if name == DIGITS else sizes
+
+
 def load_task(name: str, sizes: SplitSizes = SplitSizes(), seed: int = 0, download: bool = False) -> Task:
-    """A task by name. Real digits keep their own split sizes, since only 1,797 images exist.
+    """A task by name, in splits of `split_sizes`.
 
     Raises:
         ValueError: if the name is unknown or the data are missing.
     """
+    check_task(name)
+    sizes = split_sizes(name, sizes)
     if name in ALPHABETS:
         text, strength = ALPHABETS[name]
         per_class = -(-sizes.total // len(text))
@@ -37,10 +55,8 @@ def load_task(name: str, sizes: SplitSizes = SplitSizes(), seed: int = 0, downlo
         labels = torch.arange(len(text)).repeat_interleave(per_class)
         return make_task(name, images.flatten(0, 1)[:, None], labels, sizes, seed)
     if name == DIGITS:
-        return make_task(name, *vision.handwritten_digits(), DIGITS_SIZES, seed)
-    if name in vision.VISION:
-        return make_task(name, *vision.vision_images(name, download=download), sizes, seed)
-    raise ValueError(f"there is no task {name!r}; choose one of {', '.join(task_names())}")
+        return make_task(name, *vision.handwritten_digits(), sizes, seed)
+    return make_task(name, *vision.vision_images(name, download=download), sizes, seed)
 
 
 def glyph_pool(text: str, per_class: int, seed: int = 0, strength: float = 1.0) -> Tensor:

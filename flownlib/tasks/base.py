@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flownlib.harness.rules import check_fields, setting
 from flownlib.scoring import Split, Task
 
 
@@ -14,9 +15,12 @@ from flownlib.scoring import Split, Task
 class SplitSizes:
     """Images in each split of a task."""
 
-    train: int = 2000
-    validation: int = 1000
-    test: int = 5000
+    train: int = setting(2000, "to train on", 2, 10_000_000)
+    validation: int = setting(1000, "to choose by", 1, 10_000_000)
+    test: int = setting(5000, "to report on", 1, 10_000_000)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def total(self) -> int:
