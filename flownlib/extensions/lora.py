@@ -187,6 +187,21 @@ class LatentClassifier:
     space: LoRA
 
     @property
+    def layout(self) -> Layout:
+        """Where each tensor of the latents lies."""
+        return self.space.latent_layout
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The model's own."""
+        return self.model.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """The model's own."""
+        return self.model.num_classes
+
+    @property
     def largest_activation(self) -> int:
         """The model's own."""
         return self.model.largest_activation

@@ -117,7 +117,7 @@ class Reader:
 
     def _wrong_shape(self, fit: Fit) -> str:
         """What is wrong with the first tensor of another shape, as the end of a sentence; empty if there is none."""
-        for (name, others), shape in zip(self._aliases.items(), self.model.layout.shapes, strict=True):
+        for (_, others), shape in zip(self._aliases.items(), self.model.layout.shapes, strict=True):
             for alias in others & fit.tensors.keys():
                 if tuple(fit.tensors[alias].shape) != shape:
                     return f"its {alias!r} is {_sizes(fit.tensors[alias].shape)}, not {_sizes(shape)}"
