@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from papermill.exceptions import PapermillExecutionError
 
 from flownlib.benchmarks import __main__ as benchmarks
-from flownlib.chapters import start, studies
+from flownlib.chapters import start
 from flownlib.harness import cli as command_line
-from flownlib.harness import memory, notebooks, runs
+from flownlib.harness import memory, notebooks, runs, studies
 from flownlib.harness import settings as profiles
 from flownlib.harness.rules import ENVIRONMENT, Rule, rules
 from flownlib.speed import __main__ as training
@@ -456,7 +456,7 @@ def test_files_that_are_no_notebooks(content: bytes) -> None:
 def test_a_console_without_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", console)
-    monkeypatch.setattr("flownlib.doctor.main", lambda: print("✓ fine") or 0)
+    monkeypatch.setattr("flownlib.harness.doctor.main", lambda: print("✓ fine") or 0)
     assert command_line.main(["doctor"]) == 0
     console.flush()
     assert console.buffer.getvalue() == b"? fine\n"
