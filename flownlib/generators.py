@@ -1,4 +1,10 @@
-"""One protocol for everything that samples weights, and the method itself: flow matching on the latents of any encoder."""
+"""Probability paths: how a point of noise x_0 becomes a point of data x_1, and what a network may predict along the way.
+
+Every path here mixes its ends, x_t = alpha(t) x_1 + beta(t) x_0 (+ sigma eps), so that end points, noise and velocity are
+one another's linear functions at a given x_t. Shapes: x [n, ...], t [n] in [0, 1].
+Sources: Lipman et al. 2023, "Flow matching for generative modeling"; Albergo & Vanden-Eijnden 2023, "Building normalizing
+flows with stochastic interpolants"; Tong et al. 2024, "Improving and generalizing flow-based generative models".
+"""
 
 from __future__ import annotations
 
@@ -8,13 +14,48 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from flownlib.checks import check_context, check_count, check_real
 from flownlib.encoders import Encoder
-from flownlib.flow import PATHS, FlowLog, FlowTraining, GaussianPrior, Prior, VelocityMLP, VelocityNetwork, couple, train_flow
+from flownlib.flow import PATHS, FlowLog, FlowTraining, GaussianPrior, Prior, VelocityMLP, VelocityNetwork, train_flow
 from flownlib.solvers import Trajectory, guided, integrate, log_likelihood
 from flownlib.zoo import Zoo
+
+COUPLINGS = ("independent", "optimal", "optimal_within")
+
+
+def optimal_coupling(x_0: Tensor, x_1: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Which row of x_0 goes to each row of x_1 so that the summed squared distance is least (minibatch OT, Tong et al. 2024).
+
+    Args:
+        groups: int [n]; if given, pairs are only exchanged within a group (e.g. a task), which leaves the prior
+            independent of the context. Coupling across contexts does not, and harms a conditional flow.
+
+    Returns:
+        int64 [n], to be used as x_0[index].
+    """
+    cost = torch.cdist(x_1.flatten(1), x_0.flatten(1)).square()
+    if groups is not None:
+        cost = cost + (groups[:, None] != groups[None]) * (cost.max() + 1) * len(cost)
+    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    index = torch.empty(len(x_1), dtype=torch.int64)
+    index[torch.as_tensor(rows)] = torch.as_tensor(columns)
+    return index.to(x_1.device)
+
+
+def couple(coupling: str, x_0: Tensor, x_1: Tensor, groups: Tensor) -> Tensor:
+    """x_0 in the order in which the named coupling pairs it with x_1; `groups` int [n] are the tasks of x_1.
+
+    Raises:
+        ValueError: for a coupling that is not among COUPLINGS.
+    """
+    if coupling not in COUPLINGS:
+        raise ValueError(f"there is no coupling {coupling!r}; choose one of {', '.join(COUPLINGS)}")
+    if coupling == "independent":
+        return x_0
+    return x_0[optimal_coupling(x_0, x_1, groups if coupling == "optimal_within" else None)]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flownlib.checks import check_real, whole_numbers
 from flownlib.networks import Model, group_size
 
 # (model, weights, images, backend) → logits, or None where this way does not serve; `flownlib.speed` adds its own
 FastLogits = Callable[[Model, Tensor, Tensor, str], Tensor | None]
 FAST_LOGITS: list[FastLogits] = []
-from flownlib.checks import check_real, whole_numbers
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flownlib.chapters import shared as recipes
-from flownlib.harness import settings as profiles
+from flownlib.harness import profiles
 
 torch.set_num_threads(1)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy import stats
 
-from flownlib.audit import VERDICTS, Likelihoods, audit, table_of
 from flownlib.baselines import Gaussian, Noise, Retrieval, Soup
 from flownlib.chapters import shared as recipes
 from flownlib.encoders import WeightSpace
 from flownlib.evaluation import MEASURES, Neighbourhood, Reference, judge
+from flownlib.extensions.audit import VERDICTS, Likelihoods, audit, table_of
 from flownlib.plots import audit as figures_audit
 from flownlib.plots.audit import frontier_of
 from flownlib.speed.collect import collect

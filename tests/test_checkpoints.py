@@ -18,6 +18,7 @@ from flownlib.extensions.checkpoints.naming import read_weights
 from flownlib.extensions.checkpoints.reading import CheckpointError, read_state_dict
 from flownlib.extensions.checkpoints.writing import export_checkpoints, state_dict_of
 from flownlib.extensions.modules import ModuleClassifier
+from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_medium, cnn_small, mlp
 from flownlib.zoo import Zoo
 
@@ -456,7 +457,7 @@ def test_a_zoo_of_a_module_is_loaded_with_its_model(tmp_path):
     model = ModuleClassifier("normed", (1, 28, 28), normed, ("1.*",))
     torch.save(model.module().state_dict(), tmp_path / "0.pt")
     zoo = import_checkpoints(tmp_path, model)
-    zoo.save(tmp_path / "zoo")
-    assert torch.equal(Zoo.load(tmp_path / "zoo", model).weights, zoo.weights)
+    save_artifact(tmp_path / "zoo", zoo.as_artifact())
+    assert torch.equal(Zoo.from_artifact(load_artifact(tmp_path / "zoo"), model=model).weights, zoo.weights)
     with pytest.raises(ValueError, match="is a zoo of 'normed'; give its model when you load it"):
-        Zoo.load(tmp_path / "zoo")
+        Zoo.from_artifact(load_artifact(tmp_path / "zoo"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flownlib.harness import settings as profiles
+from flownlib.harness import profiles
 from flownlib.harness.cache import address, cached, load_artifact, save_artifact
 from flownlib.networks import CLASSIFIERS, classifier, cnn_medium, cnn_small, mlp
 from flownlib.scoring import score

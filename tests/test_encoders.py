@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flownlib import encoders, vae, weights
+from flownlib import vae, weights
 from flownlib.chapters import c02_encoders, shared
-from flownlib.chapters import c02_study as studies_encoders
+from flownlib.chapters import c02_encoders as studies_encoders
 from flownlib.encoders import PCA, reconstruct
 from flownlib.extensions import weight_tokens
 from flownlib.extensions.distilled_lora import DistilledLoRA
-from flownlib.harness.cache import save_artifact
+from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_small, mlp
 from flownlib.plots import latent_map
 from flownlib.scoring import score
@@ -31,8 +31,8 @@ def test_all_architectures_are_compared(smoke):
 
 def test_a_stored_encoder_decodes_to_the_same_bits(fitted, canonical, tmp_path):
     for name, encoder in fitted.items():
-        encoders.save(encoder, tmp_path / name)
-        loaded = encoders.load(tmp_path / name)
+        save_artifact(tmp_path / name, encoder.as_artifact())
+        loaded = c02_encoders.restored(load_artifact(tmp_path / name))
         latents = encoder.encode(canonical.held_out.weights)
         assert latents.shape == (len(canonical.held_out), encoder.latent_dim), name
         assert torch.equal(latents, loaded.encode(canonical.held_out.weights)), name
@@ -60,7 +60,7 @@ def test_networks_of_another_layout_are_refused_by_naming_both(fitted, canonical
 def test_what_is_no_encoder_is_refused(canonical, tmp_path):
     save_artifact(tmp_path / "zoo", canonical.train.as_artifact())
     with pytest.raises(ArtifactError, match="is not an encoder"):
-        encoders.load(tmp_path / "zoo")
+        c02_encoders.restored(load_artifact(tmp_path / "zoo"))
     with pytest.raises(ValueError, match="there is no architecture 'rnn'; choose one of linear, mlp"):
         vae.VAE(canonical.train.model, VAESettings(architecture="rnn"))
 

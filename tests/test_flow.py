@@ -17,12 +17,11 @@ from flownlib.flow import (
     StraightPath,
     VariancePreservingPath,
     VelocityMLP,
-    couple,
     flow_matching_loss,
-    optimal_coupling,
     train_flow,
     velocity_from_x_1,
 )
+from flownlib.generators import couple, optimal_coupling
 from flownlib.networks import mlp
 from flownlib.solvers import guided, integrate, log_likelihood
 

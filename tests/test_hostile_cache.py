@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pass
+pass
 from flownlib.harness import cache, folders
 from flownlib.harness.cache import address, cached, cached_folder, load_artifact, save_artifact
 from flownlib.harness.folders import claim, partial_folder, write_file, write_folder

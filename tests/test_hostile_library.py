@@ -11,11 +11,11 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from flownlib.audit import audit, table_of
 from flownlib.baselines import Gaussian, Noise, Retrieval, Soup
 from flownlib.chapters.shared import CanonicalZoo
 from flownlib.encoders import PCA, WeightSpace
 from flownlib.evaluation import Reference, compare
+from flownlib.extensions.audit import audit, table_of
 from flownlib.extensions.diffusion import LatentDiffusion
 from flownlib.extensions.regression import HyperNetwork, KernelDensity
 from flownlib.flow import FlowTraining

@@ -21,9 +21,8 @@ from papermill.exceptions import PapermillExecutionError
 from flownlib.benchmarks import __main__ as benchmarks
 from flownlib.chapters import start
 from flownlib.harness import cli as command_line
-from flownlib.harness import memory, notebooks, runs, studies
-from flownlib.harness import settings as profiles
-from flownlib.harness.rules import ENVIRONMENT, Rule, rules
+from flownlib.harness import memory, notebooks, profiles, runs, studies
+from flownlib.harness.settings import ENVIRONMENT, Rule, rules
 from flownlib.speed import __main__ as training
 from flownlib.speed import backends
 from flownlib.speed.plan import Training

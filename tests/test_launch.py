@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flownlib.benchmarks.collection import killed
+from flownlib.harness.cache import load_artifact
 from flownlib.speed.__main__ import main, read_settings
 from flownlib.speed.collect import collect
 from flownlib.speed.plan import Training
@@ -50,7 +51,7 @@ def test_torchrun_makes_the_zoo_that_one_process_makes_and_then_rests(tmp_path, 
     first, errors = launch(command, tmp_path / "cache").communicate(timeout=120)
     assert b"process 0 of 2: 3 shards trained" in first and b"process 1 of 2: 3 shards trained" in first, errors.decode()
     alone = collect(SETTINGS, 1, progress=False)
-    assert Zoo.load(tmp_path / "zoo").digest() == alone.digest() and alone.digest().encode() in first
+    assert Zoo.from_artifact(load_artifact(tmp_path / "zoo")).digest() == alone.digest() and alone.digest().encode() in first
     second, _ = launch(command, tmp_path / "cache").communicate(timeout=120)
     assert second.count(b": 0 shards trained") == 2
 
@@ -62,7 +63,7 @@ def test_killed_at_random_moments_it_goes_on(tmp_path, settings_file):
     stored = [killed([sys.executable, "-m", *map(str, command)], cache, shards, draw.uniform(0, 0.1)) for shards in (1, 3, 4)]
     assert stored[0] < 6 and stored == sorted(stored)  # else the kill came too late to show anything
     _, errors = launch(command, cache).communicate(timeout=120)
-    zoo = Zoo.load(tmp_path / "zoo")
+    zoo = Zoo.from_artifact(load_artifact(tmp_path / "zoo"))
     assert zoo.digest() == collect(SETTINGS, 1, progress=False).digest(), errors.decode()
     assert len(zoo) == 80 and not zoo.table.duplicated(["task", "seed"]).any()
 

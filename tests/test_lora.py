@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from flownlib.chapters import c02_low_rank as studies_lora
 from flownlib.chapters import c02_resnet as studies_resnet
-from flownlib.chapters.c07_own import colour_task
+from flownlib.chapters.shared_resnet import colour_task
 from flownlib.extensions.lora import LatentClassifier, LoRA, adapt
 from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
 from flownlib.harness.cache import load_artifact, save_artifact

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flownlib.audit import audit
 from flownlib.baselines import Retrieval
-from flownlib.chapters import c07_own as recipes_own
+from flownlib.chapters import c07_own, shared_resnet
 from flownlib.encoders import PCA, reconstruct
+from flownlib.extensions.audit import audit
 from flownlib.extensions.checkpoints.folders import import_checkpoints
 from flownlib.extensions.checkpoints.reading import CheckpointError
 from flownlib.extensions.checkpoints.writing import export_checkpoints
@@ -155,9 +155,9 @@ def test_a_folder_of_ones_own_goes_all_the_way(tmp_path, task, part):
     assert len(imported) == 18 and imported.table["run"].nunique() == 9
     model = SuffixClassifier.of(whole) if part else whole
     seen = model.task(task) if part else task
-    zoo = recipes_own.with_accuracy(recipes_own.last_of_each_run(replace(imported, model=model)), seen)
+    zoo = c07_own.with_accuracy(c07_own.last_of_each_run(replace(imported, model=model)), seen)
     assert torch.equal(zoo.weights, last) and zoo.table["test_accuracy"].mean() > 0.3
-    made = recipes_own.ready(zoo, seen, held_out=3)
+    made = c07_own.ready(zoo, seen, held_out=3)
     train, unseen = made.zoo.train, made.zoo.held_out
     assert len(train) == 6 and not set(train.table["run"]) & set(unseen.table["run"])
     pca = PCA.fit(train, 5)
@@ -188,30 +188,30 @@ def test_the_last_checkpoint_of_each_run_is_kept_and_too_few_runs_are_refused(ta
                 net(**{"head.bias": torch.full((10,), float(epoch))}).state_dict(),
                 tmp_path / f"run_{run}" / f"epoch_{epoch}.pt",
             )
-    last = recipes_own.last_of_each_run(import_checkpoints(tmp_path, ALL, task.name))
+    last = c07_own.last_of_each_run(import_checkpoints(tmp_path, ALL, task.name))
     assert last.table[["run", "step"]].values.tolist() == [["run_0", 10], ["run_1", 3]]
     with pytest.raises(ValueError, match="cannot hold out 2 seeds a task"):
-        recipes_own.ready(last, task, 2)
+        c07_own.ready(last, task, 2)
 
 
 def test_the_examples_folder_is_what_it_says(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWN_CACHE", str(tmp_path))
     settings = replace(smoke, images_train=50, images_validation=50, own_images_test=50, own_runs=3, own_held_out=1)
-    example = recipes_own.EXAMPLES["norms_head"]
-    folder = recipes_own.folder_of_runs(settings, 0, example)
-    base = recipes_own.base_checkpoint(settings, 0, example)
+    example = c07_own.EXAMPLES["norms_head"]
+    folder = c07_own.folder_of_runs(settings, 0, example)
+    base = shared_resnet.base_checkpoint(settings, 0, example)
     assert len(list(folder.rglob("*.safetensors"))) == 6 and len(list(folder.rglob("*.pt"))) == 3
-    made = recipes_own.setup(settings, 0, example)
+    made = c07_own.setup(settings, 0, example)
     assert made.zoo.train.layout.size == 7178 and len(made.zoo.train) == 2 and len(made.zoo.held_out) == 1
     assert {n: t.shape for n, t in load_file(base).items()} == {
-        n: t.shape for n, t in recipes_own.resnet().state_dict().items()
+        n: t.shape for n, t in shared_resnet.resnet().state_dict().items()
     }
-    assert made.task.train.x.shape == (50, 1024, 1, 1) and recipes_own.colour_task("greek", settings).train.x.shape[1:] == (
+    assert made.task.train.x.shape == (50, 1024, 1, 1) and shared_resnet.colour_task("greek", settings).train.x.shape[1:] == (
         3,
         32,
         32,
     )
-    assert recipes_own.folder_of_runs(settings, 1, example) != folder == recipes_own.folder_of_runs(settings, 0, example)
+    assert c07_own.folder_of_runs(settings, 1, example) != folder == c07_own.folder_of_runs(settings, 0, example)
 
 
 def test_a_cached_folder_is_all_or_nothing(tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ def test_likelihoods_need_a_prior_with_a_density(two_tasks):
 
 
 def test_the_tuned_settings_are_those_with_the_best_validation_accuracy():
-    from flownlib.chapters.shared import GRID, KINDS, tuned
+    from flownlib.chapters.shared_methods import GRID, KINDS, tuned
     from flownlib.harness.results import read
 
     records = read("study_tuning")["records"]

@@ -9,8 +9,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flownlib.chapters import c00_pictures as pictures
 from flownlib.chapters import c00_plane as plane
-from flownlib.plots import plane as pictures
 from flownlib.statistics import Interval
 
 

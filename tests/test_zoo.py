@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from flownlib.chapters import shared
-from flownlib.harness import settings
-from flownlib.harness.cache import save_artifact
+from flownlib.harness import profiles as settings
+from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_small
 from flownlib.scoring import Split
 from flownlib.speed import backends
@@ -137,7 +137,8 @@ def test_a_killed_collection_resumes_and_yields_the_same_zoo(tmp_path):
     environment = os.environ | {"FLOWN_CACHE": str(tmp_path / "killed")}
     code = (
         "from tests.test_zoo import SMALL\nfrom flownlib.speed.collect import collect\n"
-        "if __name__ == '__main__': collect(SMALL, 1, progress=False)"
+        "from flownlib.harness.cache import save_artifact\n"
+        "if __name__ == '__main__': zoo = collect(SMALL, 1, progress=False)"
     )
     root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=root)
@@ -149,19 +150,19 @@ def test_a_killed_collection_resumes_and_yields_the_same_zoo(tmp_path):
     done = len(list((tmp_path / "killed").glob("zoo-shard-*")))
     assert done >= 1
     resumed = subprocess.run(
-        [sys.executable, "-c", code.replace("collect(SMALL", "z = collect(SMALL") + f"; z.save({str(tmp_path / 'zoo')!r})"],
+        [sys.executable, "-c", code + f"; save_artifact({str(tmp_path / 'zoo')!r}, zoo.as_artifact())"],
         env=environment,
         cwd=root,
     )
     assert resumed.returncode == 0
-    zoo, whole = Zoo.load(tmp_path / "zoo"), collect(SMALL, 1, progress=False)
+    zoo, whole = Zoo.from_artifact(load_artifact(tmp_path / "zoo")), collect(SMALL, 1, progress=False)
     assert torch.equal(zoo.weights, whole.weights) and not zoo.table.duplicated(["task", "seed"]).any()
 
 
 def test_zoo_round_trip_and_split_by_seed(canonical, tmp_path):
     zoo = canonical.train
-    zoo.save(tmp_path / "zoo")
-    loaded = Zoo.load(tmp_path / "zoo")
+    save_artifact(tmp_path / "zoo", zoo.as_artifact())
+    loaded = Zoo.from_artifact(load_artifact(tmp_path / "zoo"))
     assert torch.equal(loaded.weights, zoo.weights) and loaded.table.equals(zoo.table) and loaded.layout == zoo.layout
     run = collect(dataclasses.replace(SMALL, networks=4), 1, progress=False)
     train, held_out = run.split(1)
@@ -173,19 +174,19 @@ def test_zoo_round_trip_and_split_by_seed(canonical, tmp_path):
 
 def test_what_is_not_a_zoo_is_refused(tmp_path, canonical):
     with pytest.raises(ArtifactError, match="is not a saved artefact"):
-        Zoo.load(tmp_path / "nowhere")
+        Zoo.from_artifact(load_artifact(tmp_path / "nowhere"))
     stored = canonical.train.as_artifact()
     save_artifact(tmp_path / "bare", dataclasses.replace(stored, meta={}))
     with pytest.raises(ArtifactError, match="is not a zoo"):
-        Zoo.load(tmp_path / "bare")
+        Zoo.from_artifact(load_artifact(tmp_path / "bare"))
     save_artifact(tmp_path / "other", dataclasses.replace(stored, meta=stored.meta | {"layout": [["w", [3]]]}))
     with pytest.raises(ArtifactError, match="another layout"):
-        Zoo.load(tmp_path / "other")
+        Zoo.from_artifact(load_artifact(tmp_path / "other"))
     table = {name: column[:2] for name, column in stored.meta["table"].items()}
     for change in ({"layout": None}, {"layout": [[]]}, {"table": 3}, {"table": table}, {"classifier": ["cnn_small"]}):
         save_artifact(tmp_path / "odd", dataclasses.replace(stored, meta=stored.meta | change))
         with pytest.raises(ArtifactError, match="is (not )?a zoo"):
-            Zoo.load(tmp_path / "odd")
+            Zoo.from_artifact(load_artifact(tmp_path / "odd"))
 
 
 def test_unknown_kind_and_task_are_refused():

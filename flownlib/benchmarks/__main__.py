@@ -16,7 +16,7 @@ from flownlib.benchmarks.generation import generation
 from flownlib.benchmarks.training import zoo
 from flownlib.harness import results
 from flownlib.harness.memory import require_memory
-from flownlib.harness.rules import Rule, check_environment, one_line
+from flownlib.harness.settings import Rule, check_environment, one_line
 from flownlib.networks import classifier
 from flownlib.speed import backends
 

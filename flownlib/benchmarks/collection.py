@@ -19,6 +19,7 @@ import torch
 
 from flownlib.benchmarks.device import device_name
 from flownlib.harness import results
+from flownlib.harness.cache import load_artifact
 from flownlib.networks import classifier
 from flownlib.speed import backends, lanes
 from flownlib.speed.collect import collect
@@ -115,7 +116,7 @@ def kills(options: argparse.Namespace) -> list[dict]:
             begun = draw.randrange(shards)
             stored = killed(command, cache, begun, draw.uniform(0, 0.2 if begun else 3))  # the first shard takes a start
             subprocess.run(command, env=os.environ | {"FLOWN_CACHE": str(cache)}, check=True, stdout=subprocess.DEVNULL)
-            found, expected = Zoo.load(cache / "zoo"), collect(chosen, 1, progress=False)
+            found, expected = Zoo.from_artifact(load_artifact(cache / "zoo")), collect(chosen, 1, progress=False)
             same = found.digest() == expected.digest() and not found.table.duplicated(["task", "seed"]).any()
             survived += same
             verdict = "the same zoo" if same else "ANOTHER ZOO"

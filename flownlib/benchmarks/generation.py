@@ -11,8 +11,7 @@ from flownlib.benchmarks.collection import timed_zoo
 from flownlib.benchmarks.device import device_name
 from flownlib.chapters import shared as recipes
 from flownlib.generators import FlowGenerator
-from flownlib.harness import results
-from flownlib.harness import settings as profiles
+from flownlib.harness import profiles, results
 from flownlib.networks import cnn_small
 from flownlib.scoring import score
 from flownlib.speed import backends

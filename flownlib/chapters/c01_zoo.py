@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flownlib.chapters import shared
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.speed.collect import collect
 from flownlib.tasks import DIGITS
 from flownlib.tasks.glyphs import ALPHABETS

@@ -17,7 +17,7 @@ from torch import Tensor
 from flownlib.extensions.bodies import pretrain_body
 from flownlib.extensions.lora import LoRA, adapt
 from flownlib.harness.memo import memo, tensors
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.networks import Model, cnn_medium
 from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task, score

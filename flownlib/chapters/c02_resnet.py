@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flownlib.chapters.c02_low_rank import RANKS, Comparison, compare
-from flownlib.chapters.c07_own import Example, base_checkpoint, colour_task, own_model
+from flownlib.chapters.shared_resnet import Example, base_checkpoint, colour_task, own_model
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.lora import LoRA
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.speed.plan import Training
 
 MATRICES = ("layer4.*.conv?.weight", "layer4.*.downsample.0.weight")

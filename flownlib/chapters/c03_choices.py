@@ -6,10 +6,10 @@ import torch
 
 from flownlib.chapters import shared as recipes
 from flownlib.chapters.c03_generation import CHOICES, chosen_flow
-from flownlib.chapters.shared import Setup, caml_flow, setup
+from flownlib.chapters.shared_methods import Setup, caml_flow, setup
 from flownlib.evaluation import judge
 from flownlib.generators import Contexts, FlowGenerator, others, variant
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
 from flownlib.solvers import Trajectory
 

@@ -24,7 +24,7 @@ from flownlib.extensions.episodes import Characters, Episodes, alphabet_episodes
 from flownlib.extensions.network_tokens import NetworkFlow, fit_flow_matching, fit_prior, fit_queries, network_flow
 from flownlib.extensions.reward import reward_fine_tune
 from flownlib.harness.memo import memo, tensors
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.networks import Classifier, cnn_embed, cnn_small
 from flownlib.optimisation import seeded
 from flownlib.weights import Artifact

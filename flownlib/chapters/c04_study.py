@@ -10,7 +10,7 @@ from flownlib.chapters import c04_initialisations
 from flownlib.extensions import adaptation
 from flownlib.extensions.adaptation import EPOCHS
 from flownlib.extensions.episodes import FAR, Episodes
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.networks import cnn_embed
 
 RIVAL = "prototypical_centroid"

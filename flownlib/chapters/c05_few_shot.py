@@ -24,7 +24,7 @@ from flownlib.extensions.fewshot import (
 from flownlib.extensions.head_gauge import HeadGauge
 from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_prior, fit_queries
 from flownlib.harness.memo import memo, tensors
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
 from flownlib.tasks import glyph_pool, load_task
 from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT

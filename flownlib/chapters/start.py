@@ -6,11 +6,10 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from flownlib.harness import notebooks
-from flownlib.harness import settings as profiles
+from flownlib.harness import notebooks, profiles
 from flownlib.harness.notebooks import Parameter
-from flownlib.harness.rules import check_environment
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
+from flownlib.harness.settings import check_environment
 from flownlib.plots import style as figures
 from flownlib.speed import workers
 

@@ -7,8 +7,18 @@ import io
 import sys
 from pathlib import Path
 
-from flownlib.harness.rules import ENVIRONMENT, Rule, check_environment, from_environment, one_line, rows, rules, shown, table
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
+from flownlib.harness.settings import (
+    ENVIRONMENT,
+    Rule,
+    check_environment,
+    from_environment,
+    one_line,
+    rows,
+    rules,
+    shown,
+    table,
+)
 
 TIMEOUT = Rule(int, "seconds that one cell may take", 1, 10_000_000)
 SEEDS = rules(Profile)["study_seeds"]

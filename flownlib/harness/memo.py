@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flownlib.harness.cache import find, keep
 from flownlib.harness.closure import fingerprint
-from flownlib.harness.settings import Profile
+from flownlib.harness.profiles import Profile
 from flownlib.weights import Artifact
 
 Result = TypeVar("Result")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from flownlib.harness.settings import Profile
+    from flownlib.harness.profiles import Profile
 
 PIXELS = 28 * 28 * 4  # bytes of an image
 WEIGHTS = 2464 * 4  # bytes of a network of the main zoo

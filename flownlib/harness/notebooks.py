@@ -14,11 +14,11 @@ from typing import Any
 
 import nbformat
 
-from flownlib.harness import settings as profiles
+from flownlib.harness import profiles
 from flownlib.harness.cache import project_root
 from flownlib.harness.folders import write_file
 from flownlib.harness.pictures import smaller_png
-from flownlib.harness.rules import SEED, Rule, one_line, rules, shown
+from flownlib.harness.settings import SEED, Rule, one_line, rules, shown
 
 PARAMETERS = {"seed": Rule(int, "every random number follows from it", *SEED)}  # others have only a type
 FOLDER = "folder"  # the parameter that names one

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from flownlib.harness.cache import project_root
 from flownlib.harness.folders import write_file
 from flownlib.harness.pictures import smaller_png
-from flownlib.harness.rules import one_line, read_json
-from flownlib.harness.settings import PROFILES
+from flownlib.harness.profiles import PROFILES
+from flownlib.harness.settings import one_line, read_json
 from flownlib.statistics import Interval
 
 # What can be reported, and the unit of its value. A new quantity is added here and nowhere else.

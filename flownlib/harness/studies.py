@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from flownlib.harness import results
 from flownlib.harness.closure import fingerprint
 from flownlib.harness.memo import memo
-from flownlib.harness.rules import rules, shown
-from flownlib.harness.settings import Profile, load
+from flownlib.harness.profiles import Profile, load
+from flownlib.harness.settings import rules, shown
 from flownlib.statistics import mean_interval
 from flownlib.weights import Artifact
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flownlib.audit import COPY, NEAR, Audit, Likelihoods, TaskAudit
+from flownlib.extensions.audit import COPY, NEAR, Audit, Likelihoods, TaskAudit
 from flownlib.plots.style import GREY, INK, PALETTE
 from flownlib.weights import Layout
 

@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from flownlib.harness.cache import save_artifact
 from flownlib.harness.folders import check_target
-from flownlib.harness.rules import check_environment, from_environment, one_line, read_json
+from flownlib.harness.settings import check_environment, from_environment, one_line, read_json
 from flownlib.speed.collect import collect, collect_shard, draw_images, is_cached
 from flownlib.speed.workers import start_worker
 from flownlib.speed.zoo_settings import ZooSettings
@@ -83,7 +84,7 @@ def collect_with_others(path: Path, output: Path | None) -> None:
     if all(is_cached(settings, task, seeds) for task, seeds in settings.shards()):
         zoo = collect(settings, workers=1, progress=False)
         if output:
-            zoo.save(output)
+            save_artifact(output, zoo.as_artifact())
         print(f"{len(zoo)} networks, zoo {zoo.digest()}" + (f" in {output}" if output else ""), flush=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flownlib import scoring
-from flownlib.harness.rules import ENVIRONMENT, from_environment
+from flownlib.harness.settings import ENVIRONMENT, from_environment
 from flownlib.networks import Classifier, Model
 from flownlib.speed import lanes
 

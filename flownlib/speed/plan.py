@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flownlib.harness.rules import check_fields, setting
+from flownlib.harness.settings import check_fields, setting
 from flownlib.networks import Classifier
 from flownlib.optimisation import seeded
 

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from tqdm.auto import tqdm
 
-from flownlib.harness.rules import from_environment
+from flownlib.harness.settings import from_environment
 from flownlib.speed import backends
 
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, replace
 import torch
 
 from flownlib.harness.memory import require_memory
-from flownlib.harness.rules import SEED, check_fields, one_line, rules, setting, shown
+from flownlib.harness.settings import SEED, check_fields, one_line, rules, setting, shown
 from flownlib.networks import Classifier, classifier
 from flownlib.speed import backends
 from flownlib.speed.plan import Training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flownlib.harness.cache import cached
-from flownlib.harness.rules import shown
+from flownlib.harness.settings import shown
 from flownlib.scoring import Task
 from flownlib.tasks import glyphs, vision
 from flownlib.tasks.base import SplitSizes, make_task
