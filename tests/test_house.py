@@ -30,7 +30,7 @@ def lines(path: Path) -> int:
 @cache
 def floor(module: str) -> int:
     """1 + the highest floor among what a module imports; package faces are not counted."""
-    below = [name for name in imports_of(module) if name != module and FILES[name].name != "__init__.py"]
+    below = [name for name in imports_of(module) if name != module and name in FILES and FILES[name].name != "__init__.py"]
     return 1 + max(map(floor, below), default=0)
 
 

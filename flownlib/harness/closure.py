@@ -73,7 +73,10 @@ def _parsed(module: str) -> tuple[str, frozenset[str]]:
     path = _path(module)
     tree = ast.parse(path.read_text())
     imports: set[str] = set()
+    typing_only = {inner for node in tree.body if _for_types(node) for inner in ast.walk(node)}
     for node in ast.walk(tree):
+        if node in typing_only:
+            continue
         if isinstance(node, ast.Import):
             imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -87,3 +90,8 @@ def _parsed(module: str) -> tuple[str, frozenset[str]]:
         if path.with_suffix(suffix).is_file():
             digest.update(path.with_suffix(suffix).read_bytes())
     return digest.hexdigest(), frozenset(name for name in imports if name.split(".")[0] == PACKAGE)
+
+
+def _for_types(node: ast.stmt) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`, which never runs."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
