@@ -27,7 +27,7 @@ from flownlib import checks
 from flownlib.harness.cache import cache_root
 from flownlib.harness.folders import disk_trouble, partial_folder
 from flownlib.networks import Classifier, Conv
-from flownlib.speed import loops
+from flownlib.speed import plan
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("lanes.cpp")
@@ -69,7 +69,7 @@ class Kernel:
             ValueError: as `checks.training_inputs`; compiled code would follow a wrong number out of its memory.
         """
         self._refuse(weights, images, labels, orders)
-        given = loops.training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
+        given = plan.training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
         labels, orders, rate, decay, record = given
         images, shared = self._rows(images), len(orders) < len(weights)
 
