@@ -1,4 +1,7 @@
-"""The laws of the house: what is small stays small, and no arrow runs back up."""
+"""The laws of the house: what is small stays small, and no arrow runs back up.
+
+`python tests/test_house.py` draws the house anew in CONTRIBUTING.md, from the imports.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ import pytest
 from flownlib.harness.closure import imports_of, modules
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ROOT / "flownlib"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 FILES = {name: path for name, path in modules().items() if path.name != "__main__.py"}
 FOLDERS = ("tasks", "speed", "extensions", "harness", "plots", "chapters", "benchmarks")
+DOOR = "flownlib.harness.cli"  # the command line opens every room
 PLAIN = {"flownlib.statistics", "flownlib.weights"}  # of the core, what the harness may use: intervals and stored tensors
 
 
@@ -32,6 +36,28 @@ def floor(module: str) -> int:
     """1 + the highest floor among what a module imports; package faces are not counted."""
     below = [name for name in imports_of(module) if name != module and name in FILES and FILES[name].name != "__init__.py"]
     return 1 + max(map(floor, below), default=0)
+
+
+def picture() -> str:
+    """The house as a diagram: an arrow from a folder to each that it imports, where no longer way says the same."""
+    arrows = {name: set() for name in ("core", *FOLDERS)}
+    for name in FILES:
+        if name != DOOR:
+            arrows[folder(name)] |= {folder(other) for other in imports_of(name)} - {folder(name)}
+    reach = {name: arrows[name].union(*(arrows[other] for other in arrows[name])) for name in arrows}
+    for _ in FOLDERS:
+        reach = {name: reach[name].union(*(reach[other] for other in reach[name])) for name in reach}
+    rows = [f"    {name} --> {other}" for name in arrows for other in sorted(arrows[name])]
+    rows = [row for row in rows if not _said_otherwise(*row.split(" --> "), arrows, reach)]
+    return "\n".join(["```mermaid", "graph TD", *rows, "```"])
+
+
+def _said_otherwise(name: str, other: str, arrows: dict, reach: dict) -> bool:
+    return any(other in reach[between] for between in arrows[name.strip()] - {other})
+
+
+def test_the_picture_in_contributing_is_that_of_the_imports() -> None:
+    assert picture() in CONTRIBUTING.read_text(), "draw it anew: python tests/test_house.py"
 
 
 def test_the_core_is_small_and_imports_no_folder() -> None:
@@ -55,7 +81,7 @@ def test_no_chapter_imports_a_chapter() -> None:
 
 
 def test_the_harness_knows_no_method() -> None:
-    inside = [name for name in FILES if folder(name) == "harness"]
+    inside = [name for name in FILES if folder(name) == "harness" and name != DOOR]
     assert not [(n, o) for n in inside for o in imports_of(n) if folder(o) != "harness" and o not in PLAIN | {"flownlib"}]
 
 
@@ -78,3 +104,9 @@ def test_a_module_is_one_room(module: str) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{module}.{node.name} is too long"
+
+
+if __name__ == "__main__":
+    before, rest = CONTRIBUTING.read_text().split("<!-- house:begin -->")
+    after = rest.split("<!-- house:end -->")[1]
+    CONTRIBUTING.write_text(f"{before}<!-- house:begin -->\n{picture()}\n<!-- house:end -->{after}")
