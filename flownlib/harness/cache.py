@@ -114,7 +114,7 @@ def _folder(name: str, write: Callable[[Path], None], root: Path | None = None) 
 
 
 def keep(compute: Callable[[], tuple[str, Artifact]], root: Path | None = None) -> Artifact:
-    """What `compute` returns beside its name, now stored in the cache under that name.
+    """What `compute` returns beside its name, as it now is in the cache under that name.
 
     Raises:
         ArtifactError: if it cannot be stored; where the cache cannot be written, before anything is computed.
@@ -127,7 +127,7 @@ def keep(compute: Callable[[], tuple[str, Artifact]], root: Path | None = None) 
         _dump(artifact, made)
         seal(made, name)
         _put(made, root / name)
-    return artifact
+    return _read(root / name)
 
 
 def find(stem: str, root: Path | None = None) -> Iterator[Artifact]:

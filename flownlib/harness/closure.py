@@ -3,41 +3,24 @@
 Nothing is listed by hand, so nothing can be forgotten. Comments, docstrings and layout do not count. Beside a module's own
 source counts a file of the same name in another language, such as a compiled kernel's. The harness does not count: it
 stores, reads settings and reports, and what a function reads of the settings is in its key already.
+
+The source is that of the moment when this module is imported: what is edited later is not what runs in this process.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+from dataclasses import dataclass
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
+from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).resolve().parent.parent.parent
 HARNESS = __name__.rsplit(".", 1)[0]
-SOURCES = (".cpp", ".cu", ".js")
-
-
-def closure(module: str) -> tuple[str, ...]:
-    """The names of all modules of this package that a module imports, directly or not, itself included; sorted.
-
-    Imports inside functions count too.
-
-    Args:
-        module: dotted name, such as "flownlib.vae".
-
-    Raises:
-        ValueError: if there is no such module in this package.
-    """
-    if _path(module) is None:
-        raise ValueError(f"{module!r} is no module of {PACKAGE}")
-    seen, todo = set(), [module]
-    while todo:
-        name = todo.pop()
-        if name not in seen and not name.startswith(HARNESS) and _path(name):
-            seen.add(name)
-            todo += _parsed(name)[1]
-    return tuple(sorted(seen))
+LANGUAGES = (".cpp", ".cu", ".js")
 
 
 def modules() -> dict[str, Path]:
@@ -49,49 +32,128 @@ def modules() -> dict[str, Path]:
     return names
 
 
+PATHS = modules()
+SOURCES = {name: path.read_bytes() for name, path in PATHS.items()}
+OTHERS = {
+    name: b"".join(other.read_bytes() for other in map(path.with_suffix, LANGUAGES) if other.is_file())
+    for name, path in PATHS.items()
+}
+
+
+def closure(module: str) -> tuple[str, ...]:
+    """The names of all modules of this package that a module depends on, directly or not, itself included; sorted.
+
+    These are the modules that it imports, inside functions too; the packages that they lie in, whose faces run first; and
+    those that write into one of them when they are imported, such as an extension that registers itself.
+
+    Args:
+        module: dotted name, such as "flownlib.vae".
+
+    Raises:
+        ValueError: if there is no such module in this package.
+    """
+    if module not in PATHS:
+        raise ValueError(f"{module!r} is no module of {PACKAGE}: what is cached has to be defined in one, not in a notebook")
+    seen, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in PATHS or (name.startswith(HARNESS) and name != module):
+            continue
+        seen.add(name)
+        todo += [*_parsed(name).imports, *_writers().get(name, ()), name.rpartition(".")[0]]
+    return tuple(sorted(seen))
+
+
 def imports_of(module: str) -> tuple[str, ...]:
     """The modules of this package that a module names in its imports, sorted."""
-    return tuple(sorted(name for name in _parsed(module)[1] if _path(name)))
+    return tuple(sorted(name for name in _parsed(module).imports if name in PATHS))
 
 
 @cache
 def fingerprint(module: str) -> str:
     """16 hex digits: the code of everything in `closure(module)`."""
-    text = "".join(f"{name}:{_parsed(name)[0]}" for name in closure(module))
+    text = "".join(f"{name}:{_parsed(name).digest}" for name in closure(module))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _path(module: str) -> Path | None:
-    path = ROOT.joinpath(*module.split("."))
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((found for found in candidates if found.is_file()), None)
+@dataclass(frozen=True)
+class _Module:
+    """A module's hash, the names in its imports, and the modules whose objects it changes when it is imported."""
+
+    digest: str
+    imports: frozenset[str]
+    changes: frozenset[str]
 
 
 @cache
-def _parsed(module: str) -> tuple[str, frozenset[str]]:
-    """A module's hash, and the modules of this package that it names in its imports."""
-    path = _path(module)
-    tree = ast.parse(path.read_text())
-    imports: set[str] = set()
-    typing_only = {inner for node in tree.body if _for_types(node) for inner in ast.walk(node)}
+def _parsed(module: str) -> _Module:
+    tree = ast.parse(SOURCES[module])
+    types_only = {inner for node in tree.body if _for_types(node) for part in node.body for inner in ast.walk(part)}
+    sources: dict[str, set[str]] = {}  # local name → the modules that it may come from
     for node in ast.walk(tree):
-        if node in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            imports |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # either may be a module: `from package import module`, `from package.module import name`
-            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        if isinstance(node, ast.Import | ast.ImportFrom) and node not in types_only:
+            for name, source in _imported(node, module):
+                sources.setdefault(name, set()).update(source)
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body.pop(0)
-    digest = hashlib.sha256(ast.dump(tree).encode())
-    for suffix in SOURCES:
-        if path.with_suffix(suffix).is_file():
-            digest.update(path.with_suffix(suffix).read_bytes())
-    return digest.hexdigest(), frozenset(name for name in imports if name.split(".")[0] == PACKAGE)
+    imports = frozenset(name for found in sources.values() for name in found if name.split(".")[0] == PACKAGE)
+    changed = ([n for n in sources.get(name, ()) if n in PATHS] for node in tree.body for name in _changed(node))
+    changes = frozenset(max(found, key=len) for found in changed if found)  # of a package and a module in it, the module
+    digest = hashlib.sha256(_shape(tree).encode() + OTHERS[module]).hexdigest()
+    return _Module(digest, imports, changes)
+
+
+@cache
+def _writers() -> dict[str, set[str]]:
+    """Module → those that change something of it when they are imported."""
+    writers: dict[str, set[str]] = {}
+    for name in PATHS:
+        for changed in _parsed(name).changes:
+            writers.setdefault(changed, set()).add(name)
+    return writers
+
+
+def _imported(node: ast.Import | ast.ImportFrom, module: str) -> list[tuple[str, set[str]]]:
+    """(local name, modules) of an import; either may be a module: `from package import module`, `from module import name`."""
+    if isinstance(node, ast.Import):
+        return [(alias.asname or alias.name.split(".")[0], {alias.name}) for alias in node.names]
+    package = module if PATHS[module].name == "__init__.py" else module.rpartition(".")[0]
+    source = resolve_name("." * node.level + (node.module or ""), package)
+    return [(alias.asname or alias.name, {source, f"{source}.{alias.name}"}) for alias in node.names]
+
+
+def _changed(node: ast.stmt) -> list[str]:
+    """The names whose objects a statement at the top of a module may change: `REGISTRY[x] = y`, `a.append(x)`, `@register`."""
+    if isinstance(node, ast.Assign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        changed = [target for target in targets if isinstance(target, ast.Subscript | ast.Attribute)]
+    elif isinstance(node, ast.Expr):
+        changed = [node.value]
+    else:
+        changed = getattr(node, "decorator_list", [])
+    return [name for target in changed if (name := _root(target))]
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name that an expression such as `a.b[c](d)` begins with."""
+    while not isinstance(node, ast.Name):
+        node = getattr(node, "func", None) or getattr(node, "value", None)
+        if not isinstance(node, ast.expr):
+            return None
+    return node.id
 
 
 def _for_types(node: ast.stmt) -> bool:
-    """Whether a statement is `if TYPE_CHECKING:`, which never runs."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    """Whether a statement is `if TYPE_CHECKING:`, whose body never runs."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _shape(node: Any) -> str:
+    """A syntax tree as text, the same for every version of Python; `ast.dump` adds and drops empty fields between versions."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_shape, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    parts = (f"{name}={_shape(value)}" for name, value in ast.iter_fields(node) if value is not None and value != [])
+    return f"{type(node).__name__}({','.join(parts)})"

@@ -4,7 +4,8 @@
     def trained_vae(settings: Profile, seed: int) -> VAE: …
 
 The settings are handed on in a wrapper that notes which of them are read, here and in cached functions called from here, so
-that a change to any other leaves the result in place. The code is the import closure of the function's module.
+that a change to any other leaves the result in place. The code is the import closure of the function's module. Not in the
+key: versions of packages, the number of threads and what else the environment says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flownlib.harness.cache import find, keep
 from flownlib.harness.closure import fingerprint
@@ -35,9 +36,14 @@ class Reads:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._settings, name)
-        if name not in self._fixed and not callable(value):
+        if callable(value):
+            return functools.partial(getattr(type(_bare(self)), name), self)  # so that what a method reads is noted too
+        if name not in self._fixed:
             self._log[name] = value
         return value
+
+    def __reduce__(self) -> Any:
+        raise TypeError("settings cannot leave a cached function for another process, where nobody notes what is read")
 
     def changed(self, **changes: Any) -> Reads:
         """The same settings with some replaced; those no longer depend on what was chosen."""
@@ -63,10 +69,15 @@ def memo(
     Args:
         restore: from the stored artefact to what callers get, also right after the computation.
         ignore: parameters that change no result.
+
+    Raises:
+        ValueError: for a function inside another whose variables it uses: they would be missing from the key.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Result]:
         signature = inspect.signature(function)
+        if function.__closure__:
+            raise ValueError(f"{function.__qualname__} uses variables of the function around it: make them arguments")
 
         @functools.wraps(function)
         def remembered(*args: Any, **kwargs: Any) -> Result:
@@ -106,27 +117,32 @@ def digest(value: Any) -> Any:
     if isinstance(value, Tensor):
         numbers = value.detach().cpu().contiguous()
         return [str(numbers.dtype), list(numbers.shape), hashlib.sha256(numbers.numpy().tobytes()).hexdigest()]
-    if isinstance(value, nn.Module):
-        return [type(value).__name__, digest(dict(value.state_dict()))]
     if callable(getattr(value, "digest", None)):
         return value.digest()
     if isinstance(value, Mapping):
-        return {str(name): digest(item) for name, item in value.items()}
+        return {json.dumps(digest(name)): digest(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [digest(item) for item in value]
     if is_dataclass(value):
-        return [type(value).__name__, {field.name: digest(getattr(value, field.name)) for field in fields(value)}]
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        return [kind, {field.name: digest(getattr(value, field.name)) for field in fields(value)}]
     raise TypeError(f"a {type(value).__name__} cannot be part of a cache key")
 
 
 def _find(stem: str, settings: Mapping[str, Profile | Reads]) -> Artifact | None:
-    """The stored result whose settings, those that were read, have today's values; reading them here counts as well."""
+    """The stored result whose settings, those that were read, have today's values; reading its settings here counts as well."""
     for stored in find(f"{stem}-"):
-        reads = stored.meta["reads"]
-        now = {name: {read: getattr(settings[name], read, None) for read in reads[name]} for name in reads}
-        if now == reads:
+        read = [(name, setting, value) for name, values in stored.meta["reads"].items() for setting, value in values.items()]
+        if all(getattr(_bare(settings[name]), setting, None) == value for name, setting, value in read):
+            for name, setting, _ in read:
+                getattr(settings[name], setting)
             return stored
     return None
+
+
+def _bare(settings: Profile | Reads) -> Profile:
+    """The settings themselves, which note nothing."""
+    return _bare(settings._settings) if isinstance(settings, Reads) else settings
 
 
 def _as_artifact(result: Any, reads: dict[str, dict[str, Any]]) -> Artifact:
