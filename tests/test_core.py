@@ -144,7 +144,7 @@ def test_artifacts_round_trip(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "meta", "missing"])
 def test_a_damaged_artifact_is_refused_in_one_sentence_and_rebuilt(tmp_path, damage, caplog):
-    name = address("stage", {"n": 1})
+    name = address("stage", {"n": 1}, __name__)
     save_artifact(tmp_path / name, artifact())
     tensors = tmp_path / name / "tensors.safetensors"
     content = tensors.read_bytes()

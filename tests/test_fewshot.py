@@ -10,7 +10,7 @@ from flownlib.chapters.c05_few_shot import raw_records
 from flownlib.context import random_labels
 from flownlib.extensions import adaptation
 from flownlib.extensions.backbone import train_backbone
-from flownlib.extensions.episodes import draw_episodes
+from flownlib.extensions.episodes import Episodes, draw_episodes
 from flownlib.extensions.fewshot import CAML, PLDA, accuracy, centroid, fewer, logistic_regression, train_caml
 from flownlib.extensions.head_gauge import HeadGauge
 from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_queries
@@ -49,9 +49,7 @@ def test_plda_is_the_predictive_density_of_its_model(pool, episodes):
         density = multivariate_normal(mean.numpy(), (posterior + within).numpy())
         expected.append(torch.from_numpy(density.logpdf(query.numpy())))
     expected = torch.stack(expected, dim=1)
-    double = episodes.Episodes(
-        support[None] + plda.mean, one.support_y, query[None] + plda.mean, one.query_y, one.classes, one.names
-    )
+    double = Episodes(support[None] + plda.mean, one.support_y, query[None] + plda.mean, one.query_y, one.classes, one.names)
     found = plda.logits(double)[0]
     assert torch.allclose(found.log_softmax(-1), expected.log_softmax(-1), atol=1e-8)
 
@@ -77,7 +75,7 @@ def test_fewer_shots_are_the_first_ones_with_the_same_queries(episodes):
 
 
 def test_logistic_regression_separates_its_support(episodes):
-    onto_itself = episodes.Episodes(
+    onto_itself = Episodes(
         episodes.support_x, episodes.support_y, episodes.support_x, episodes.support_y, episodes.classes, episodes.names
     )
     assert accuracy(logistic_regression(onto_itself, 1e-3), onto_itself).mean() > 0.97

@@ -92,7 +92,7 @@ def test_a_damaged_artefact_is_read_exactly_or_refused_and_the_cache_rebuilds_it
     name, kind, how = chosen
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        path = root / address("stage", {"n": 1})
+        path = root / address("stage", {"n": 1}, __name__)
         assert same(cached("stage", {"n": 1}, lambda: MADE, root=root), MADE)
         damage(path / name, kind, how)
         before = contents(path)
@@ -116,7 +116,7 @@ def test_whatever_lies_in_the_target_nothing_foreign_is_lost(files, ours, by_cac
     """A folder that somebody filled, perhaps on top of one of ours: replaced only while it is just as we wrote it."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        path = root / address("stage", {})
+        path = root / address("stage", {}, __name__)
         if ours:
             save_artifact(path, Artifact({"old": torch.zeros(1)}))
         whole = contents(path)
@@ -139,14 +139,14 @@ def test_whatever_lies_in_the_target_nothing_foreign_is_lost(files, ours, by_cac
 
 @pytest.mark.parametrize("stranger", ["file", "link", "dangling", "other"])
 def test_the_cache_moves_aside_what_stands_in_an_artefacts_place(tmp_path, stranger, caplog) -> None:
-    path, other = tmp_path / "cache" / address("stage", {"n": 1}), tmp_path / "elsewhere"
+    path, other = tmp_path / "cache" / address("stage", {"n": 1}, __name__), tmp_path / "elsewhere"
     path.parent.mkdir()
     save_artifact(other, Artifact({"other": torch.ones(1)}))
     if stranger == "file":
         path.write_text("a file")
     elif stranger == "other":  # a folder of ours, but of another artefact
         cached("stage", {"n": 2}, lambda: Artifact({"other": torch.ones(1)}), root=path.parent)
-        os.rename(path.parent / address("stage", {"n": 2}), path)
+        os.rename(path.parent / address("stage", {"n": 2}, __name__), path)
     else:
         path.symlink_to(other if stranger == "link" else tmp_path / "nowhere")
     assert same(cached("stage", {"n": 1}, lambda: MADE, root=path.parent), MADE)
@@ -289,7 +289,8 @@ def test_a_full_disk_while_tensors_are_written_is_one_sentence(tmp_path, monkeyp
 KILLS = """
 import itertools, os, random, signal, sys, time, torch
 from pathlib import Path
-from flownlib.artifacts import Artifact, cached, load_artifact, save_artifact
+from flownlib.harness.cache import cached, load_artifact, save_artifact
+from flownlib.weights import Artifact
 root, draw, moments = Path(sys.argv[1]), random.Random(0), []
 
 def numbered(n):
@@ -324,7 +325,11 @@ print(sum(map(bool, moments)))
 
 def test_killed_at_any_moment_a_write_leaves_the_old_or_the_new(tmp_path) -> None:
     """Kill -9 twenty times inside writes, into a cache and into a folder that is replaced again and again."""
-    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    (tmp_path / "kills.py").write_text(KILLS)  # what is cached has to be defined in a file
+    (tmp_path / "store").mkdir()
+    done = subprocess.run(
+        [sys.executable, tmp_path / "kills.py", tmp_path / "store"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 10, "most kills hit a write"
 

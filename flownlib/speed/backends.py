@@ -66,7 +66,7 @@ def keep_freed_memory() -> bool:
 def fast_logits(model: Model, weights: Tensor, x: Tensor, backend: str) -> Tensor | None:
     """Logits [m, n, classes] by the compiled lanes; None where plain PyTorch is wanted or the faster one."""
     if choose(backend, model, weights.dtype, weights.device.type, len(weights)) == "lanes":
-        return lanes.kernel(model, weights.dtype).logits(weights, x.to(weights.dtype))
+        return lanes.kernel(model, weights.dtype).logits(weights, x)
     return None
 
 

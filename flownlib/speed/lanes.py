@@ -28,6 +28,7 @@ from flownlib.harness.cache import cache_root
 from flownlib.harness.folders import disk_trouble, partial_folder
 from flownlib.networks import Classifier, Conv
 from flownlib.speed import plan
+from flownlib.weights import ArtifactError
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("lanes.cpp")
@@ -263,8 +264,8 @@ def _build(defines: list[str]) -> Path:
     try:
         built = (path for path in sorted(root.glob(f"{name}-*.so")) if path.name == _named(name, path))
         return next(built, None) or _compile([command, *FLAGS, *defines], root, name)
-    except OSError as error:
-        raise LanesError(f"the compiled kernel cannot be kept in {root}: {error.strerror or error}") from None
+    except (OSError, ArtifactError) as error:
+        raise LanesError(f"the compiled kernel cannot be kept in {root}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _compile(command: list[str], root: Path, name: str) -> Path:
