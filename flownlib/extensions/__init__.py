@@ -1,0 +1,1 @@
+"""One idea a file: other encoders, other generators, other networks, other people's checkpoints."""

@@ -1,0 +1,1 @@
+"""Cache, settings, results, the notebooks' runner, the command line; it knows no method."""

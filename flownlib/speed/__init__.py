@@ -1,0 +1,1 @@
+"""Collecting zoos fast: compiled training, worker processes, torchrun."""

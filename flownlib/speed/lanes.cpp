@@ -1,6 +1,6 @@
 // Trains and evaluates LANES networks of one architecture at once: network l lives in lane l of every vector.
 //
-// Compiled by flownlib/lanes.py with -DREAL (float or double), -DLANES, -DACCUMULATORS (vector registers that a tile of
+// Compiled by flownlib/speed/lanes.py with -DREAL (float or double), -DLANES, -DACCUMULATORS (vector registers that a tile of
 // sums may use), -DSAMPLES (samples that pass through the layers together) and -DNET (the list of layers), e.g.
 //   -DNET="Conv<1,8,5,2,1,28,28>,Conv<8,6,5,2,1,12,12>,Conv<6,4,2,1,1,4,4>,Linear<36,20,true>,Linear<20,10,false>"
 // Parameters are stored as V[inputs][outputs] with the bias as the last row, activations as V[row][column][channel].

@@ -1,7 +1,7 @@
 """The compiled backend: one network in each lane of the processor's vectors, all of it inside the core's own cache.
 
 `lanes.cpp` is templates over a list of layers; this module turns a classifier into such a list, compiles it at first use
-(a second or two, then cached) and hands tensors over. flownlib/lanes.md says how it works.
+(a second or two, then cached) and hands tensors over. flownlib/speed/lanes.md says how it works.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""How fast this machine trains, stores and generates networks: `python -m flownlib.benchmarks`."""

@@ -1,0 +1,1 @@
+"""Checkpoints that anyone wrote → a zoo, and back; tensors are read, pickled code never runs."""
