@@ -196,13 +196,13 @@ def test_the_last_checkpoint_of_each_run_is_kept_and_too_few_runs_are_refused(ta
 
 def test_the_examples_folder_is_what_it_says(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWN_CACHE", str(tmp_path))
-    settings = replace(smoke, images_train=50, images_validation=50, own_images_test=50, own_runs=3, own_held_out=1)
+    settings = replace(smoke, images_train=50, images_validation=50, own_images_test=50, own_runs=4, own_held_out=2)
     example = c07_own.EXAMPLES["norms_head"]
     folder = c07_own.folder_of_runs(settings, 0, example)
     base = shared_resnet.base_checkpoint(settings, 0, example)
-    assert len(list(folder.rglob("*.safetensors"))) == 6 and len(list(folder.rglob("*.pt"))) == 3
+    assert len(list(folder.rglob("*.safetensors"))) == 6 and len(list(folder.rglob("*.pt"))) == 6
     made = c07_own.setup(settings, 0, example)
-    assert made.zoo.train.layout.size == 7178 and len(made.zoo.train) == 2 and len(made.zoo.held_out) == 1
+    assert made.zoo.train.layout.size == 7178 and len(made.zoo.train) == len(made.zoo.held_out) == 2
     assert {n: t.shape for n, t in load_file(base).items()} == {
         n: t.shape for n, t in shared_resnet.resnet().state_dict().items()
     }

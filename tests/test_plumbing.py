@@ -291,10 +291,14 @@ def test_only_a_run_in_place_is_told_to_write_to_figures(tmp_path) -> None:
 
 def test_a_figure_is_the_same_bytes_twice(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
-    figure, axes = plt.subplots(figsize=(1, 1))
-    axes.plot([0, 1])
-    first, second = (results.save_figure(figure, f"10_test_{i}.png", "tutorial").read_bytes() for i in range(2))
-    plt.close(figure)
+    figures = [plt.subplots(figsize=(1, 1)) for _ in range(2)]  # drawn anew: a layout may be fitted again at every drawing
+    for _, axes in figures:
+        axes.plot([0, 1])
+    first, second = (
+        results.save_figure(figure, f"10_test_{i}.png", "tutorial").read_bytes() for i, (figure, _) in enumerate(figures)
+    )
+    figure = figures[0][0]
+    plt.close("all")
     assert first == second and b"Software" not in first
     with pytest.raises(ValueError, match=r"\.png"):
         results.save_figure(figure, "../evil.svg", "tutorial")
