@@ -25,7 +25,7 @@ from flownlib.extensions.head_gauge import HeadGauge
 from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_prior, fit_queries
 from flownlib.harness.memo import memo, tensors
 from flownlib.harness.profiles import Profile
-from flownlib.optimisation import seeded
+from flownlib.optimisation import seeded, seeded_module
 from flownlib.tasks import glyph_pool, load_task
 from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT
 
@@ -159,9 +159,7 @@ class Trained:
 
 def new_flow(found: Heads, pool: Tensor, seed: int) -> HeadFlow:
     """A head flow before training; its prior is fitted to the heads."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        flow = HeadFlow(found.gauge, pool.shape[-1], WAY)
+    flow = seeded_module(seed, lambda: HeadFlow(found.gauge, pool.shape[-1], WAY))
     fit_prior(flow, found.tokens, found.classes, pool, seed)
     return flow
 
@@ -185,9 +183,7 @@ def _queried(settings: Profile, seed: int, pool: Tensor, heads: Heads, imitate: 
 
 def new_caml(pool: Tensor, seed: int) -> CAML:
     """CAML before training."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return CAML(pool.shape[-1], WAY)
+    return seeded_module(seed, lambda: CAML(pool.shape[-1], WAY))
 
 
 @memo(tensors)

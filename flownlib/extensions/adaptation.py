@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,10 +10,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flownlib.checks import check_count
 from flownlib.extensions.episodes import Episodes
 from flownlib.extensions.head_gauge import centroid_head, class_means
 from flownlib.networks import Classifier
+from flownlib.optimisation import minimise
 from flownlib.scoring import Split
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
@@ -107,21 +108,20 @@ def logistic_head(
     Args:
         labels: [k]. weight_decay: of the squared rows, on standardised features, per image.
     """
-    check_count("the number of training steps", steps)
     mean = features.mean(1, keepdim=True)
     std = (features - mean).square().mean(dim=(1, 2), keepdim=True).sqrt() + 1e-6
     x = (features - mean) / std
     rows = torch.zeros(len(x), classes, x.shape[-1], dtype=x.dtype, device=x.device, requires_grad=True)
     bias = torch.zeros(len(x), classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    optimizer = torch.optim.Adam([rows, bias], lr=0.03)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         logits = torch.baddbmm(bias[:, None], x, rows.transpose(1, 2))
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(x)), reduction="sum") / len(labels)
-        optimizer.zero_grad()
-        (loss + weight_decay * rows.square().sum()).backward()
-        optimizer.step()
-    rows = (rows / std).detach()
-    return rows, bias.detach() - (rows @ mean.transpose(1, 2))[..., 0]
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(x)), reduction="sum") / len(labels)
+        return cross_entropy + weight_decay * rows.square().sum()
+
+    minimise(loss, [rows, bias], steps, 0.03, "logistic regression", 0.0, math.inf, constant=True)
+    unscaled = (rows / std).detach()
+    return unscaled, bias.detach() - (unscaled @ mean.transpose(1, 2))[..., 0]
 
 
 def logistic_networks(model: Classifier, body: Tensor, episodes: Episodes, weight_decay: float) -> Tensor:

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from flownlib.context import PCAFeatures
-from flownlib.optimisation import minimise
+from flownlib.optimisation import minimise, seeded_module
 
 
 class Backbone(nn.Module):
@@ -54,16 +54,15 @@ def train_backbone(
         The backbone, in evaluation mode, its parameters frozen.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        backbone, head = Backbone(dim).to(pool.device), nn.Linear(dim, len(pool)).to(pool.device)
+    model = seeded_module(seed, lambda: nn.Sequential(Backbone(dim), nn.Linear(dim, len(pool)))).to(pool.device)
+    backbone = model[0]
     images, per_class = pool.flatten(0, 1), pool.shape[1]
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
-        return F.cross_entropy(head(backbone(images[chosen])), chosen // per_class)
+        rows = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
+        return F.cross_entropy(model(images[rows]), rows // per_class)
 
-    minimise(loss, nn.ModuleList([backbone, head]), steps, learning_rate, "backbone", weight_decay=1e-2)
+    minimise(loss, model, steps, learning_rate, "backbone", weight_decay=1e-2)
     backbone.eval().requires_grad_(False)
     few = images[:: max(1, len(images) // 4000)]
     backbone.mean = torch.cat([backbone(part) for part in few.split(1000)]).mean(0)

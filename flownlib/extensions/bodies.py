@@ -6,8 +6,8 @@ together. A body is kept as the flat weights [1, p] of a whole classifier whose 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from flownlib.extensions.class_tokens import head_logits, query_loss
 from flownlib.extensions.episodes import draw_episodes
 from flownlib.extensions.head_gauge import centroid_head, class_means
 from flownlib.networks import Classifier
-from flownlib.optimisation import warmup_cosine
+from flownlib.optimisation import minimise
 
 
 def without_head(model: Classifier, weights: Tensor) -> Tensor:
@@ -43,16 +43,12 @@ def pretrain_body(
     classes, per_class = pool.shape[:2]
     head = nn.Parameter(0.1 * torch.randn(classes, model.layers[-1].in_features, generator=generator).to(pool.device))
     bias, images = nn.Parameter(torch.zeros(classes, device=pool.device)), pool.flatten(0, 1)
-    optimizer = torch.optim.AdamW([body, head, bias], learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
-    for _ in tqdm(range(steps), desc="softmax body", leave=False, disable=None):
-        chosen = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
-        logits = F.linear(model.features(body, images[chosen])[0], head, bias)
-        loss = F.cross_entropy(logits, chosen // per_class)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
+        return F.cross_entropy(F.linear(model.features(body, images[rows])[0], head, bias), rows // per_class)
+
+    minimise(loss, [body, head, bias], steps, learning_rate, "softmax body", clip=math.inf)
     return without_head(model, body.detach())
 
 
@@ -79,21 +75,16 @@ def prototypical_body(
     generator, way = torch.Generator().manual_seed(seed), model.num_classes
     body = body.clone().requires_grad_()
     log_scale = torch.tensor(-3.0, device=body.device, requires_grad=True)
-    optimizer = torch.optim.Adam([body, log_scale], learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
-    losses = []
-    for _ in tqdm(range(steps), desc="prototypical body", leave=False, disable=None):
+
+    def loss() -> Tensor:
         drawn = draw_episodes(pool, episodes, way, shot, 5, generator)
         images = torch.cat([drawn.support_x, drawn.query_x], dim=1)
         # the body repeated for each episode: the same numbers, and faster than one long batch
         features = model.features(body.expand(episodes, -1), images)
         means = class_means(features[:, : way * shot], way)
-        loss = query_loss(head_logits(*centroid_head(means, log_scale.exp()), features[:, way * shot :]), drawn.query_y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+        return query_loss(head_logits(*centroid_head(means, log_scale.exp()), features[:, way * shot :]), drawn.query_y)
+
+    losses = minimise(loss, [body, log_scale], steps, learning_rate, "prototypical body", 0.0, math.inf)
     return PrototypicalBody(without_head(model, body.detach()), log_scale.exp().item(), losses)
 
 

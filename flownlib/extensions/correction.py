@@ -19,7 +19,7 @@ from flownlib.encoders import WeightSpace
 from flownlib.flow import VelocityMLP
 from flownlib.generators import Contexts, Generator, StandardContexts
 from flownlib.networks import Classifier
-from flownlib.optimisation import minimise
+from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Task
 from flownlib.zoo import Zoo
 
@@ -66,9 +66,8 @@ class Corrected:
         self.source.fit(zoo, contexts, seed)
         self.space, self.contexts, chosen = WeightSpace.fit(zoo), StandardContexts.fit(contexts, zoo.tasks), self.training
         generator, turn = torch.Generator().manual_seed(seed), iter(range(chosen.steps))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.corrector = VelocityMLP(self.space.latent_dim, self.contexts.dim, self.width, depth=2)
+        sizes = self.space.latent_dim, self.contexts.dim, self.width
+        self.corrector = seeded_module(seed, lambda: VelocityMLP(*sizes, depth=2))
 
         def loss() -> Tensor:
             name = zoo.tasks[next(turn) % len(zoo.tasks)]

@@ -85,10 +85,7 @@ def fit_prior(flow: HeadFlow, heads: Tensor, classes: Tensor, pool: Tensor, seed
         classes: int64 [t, n], the pool's classes behind each head. pool: features [classes, k, d].
     """
     support = draw_episodes(pool, len(heads), flow.way, 5, 0, torch.Generator().manual_seed(seed), classes).support_x
-    base = flow.base(support)
-    for i, part in enumerate((slice(None, -1), slice(-1, None))):
-        fit = (base[..., part] * heads[..., part]).sum() / base[..., part].square().sum()
-        flow.prior.log_scale[i] += fit.clamp(min=1e-3).log()
+    flow.prior.fit(flow.base(support), heads)
 
 
 def fit_flow_matching(

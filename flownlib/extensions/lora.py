@@ -29,7 +29,6 @@ class LoRA:
 
     Latents [n, k] are the entries of B [out, rank] and A [rank, in] for each factored tensor, and the differences
     themselves for each whole one, standardised. A convolution's kernel [out, in, k, k] counts as a matrix [out, in k k].
-    `base` and the standardiser are on one device and of one dtype; `to` moves them.
     """
 
     layout: Layout
@@ -99,11 +98,6 @@ class LoRA:
         """The same space with latents centred and, for each B, A and whole tensor, of unit scale on adapted networks [n, p]."""
         return replace(self, standardiser=Standardiser.fit(self.latent_layout.join(self._factors(weights)), self.latent_layout))
 
-    def to(self, target: torch.device | torch.dtype | str) -> LoRA:
-        """The same space on another device or in another dtype."""
-        scaling = Standardiser(self.standardiser.mean.to(target), self.standardiser.scale.to(target))
-        return replace(self, base=self.base.to(target), standardiser=scaling)
-
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents [n, k] that decode to the base: B and whole changes are zero, A is uniform with variance 1 / (3 in)."""
         parts = {}
@@ -138,10 +132,10 @@ class LoRA:
 
     def _factors(self, weights: Tensor) -> dict[str, Tensor]:
         """B, A and whole changes, not standardised."""
-        found, base = self.layout.views(weights), self.layout.views(self.base)
-        parts = {name: found[name] - base[name] for name in self.whole}
+        changes = self.layout.views(weights - self.base)
+        parts = {name: changes[name] for name in self.whole}
         for name in self.factored:
-            u, s, v = torch.linalg.svd((found[name] - base[name]).flatten(2), full_matrices=False)
+            u, s, v = torch.linalg.svd(changes[name].flatten(2), full_matrices=False)
             parts |= _named(name, *balanced(u[..., : self.rank], s[..., : self.rank], v[..., : self.rank, :]))
         return parts
 
