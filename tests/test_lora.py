@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
+from module_examples import resnet18
 
 from flownlib.chapters import c02_low_rank as studies_lora
 from flownlib.chapters import c02_resnet as studies_resnet
@@ -22,7 +23,6 @@ from flownlib.optimisation import seeded
 from flownlib.plots import encoders as figures_encoders
 from flownlib.scoring import Split, score
 from flownlib.speed.plan import Training, minibatch_orders
-from module_examples import resnet18
 
 WHOLE = ("*.bias", "fc2.*")
 CNN = cnn_medium(1)

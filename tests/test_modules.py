@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from module_examples import residual_classifier, resnet18
 
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.modules import ModuleClassifier
@@ -9,7 +10,6 @@ from flownlib.networks import cnn_small
 from flownlib.scoring import Split, score
 from flownlib.speed.loops import train_many, train_one
 from flownlib.speed.plan import Training, initial_weights, minibatch_orders
-from module_examples import residual_classifier, resnet18
 
 
 def recurrent() -> torch.nn.Module:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from module_examples import ResidualBlock, residual_classifier, resnet18
 from torch import nn
 
 from flownlib.extensions.modules import ModuleClassifier
@@ -13,7 +14,6 @@ from flownlib.networks import CLASSIFIERS, Classifier, cnn_small, mlp
 from flownlib.symmetry import Aligner, balance, match, permute, rescale
 from flownlib.weights import Axis, Group, Norm, Rescaling, Symmetries
 from flownlib.zoo import Zoo
-from module_examples import ResidualBlock, residual_classifier, resnet18
 
 
 class PreActivation(nn.Module):

@@ -119,7 +119,7 @@ def logistic_head(
         cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(x)), reduction="sum") / len(labels)
         return cross_entropy + weight_decay * rows.square().sum()
 
-    minimise(loss, [rows, bias], steps, 0.03, "logistic regression", 0.0, math.inf, constant=True)
+    minimise(loss, [rows, bias], steps, 0.03, "logistic regression", weight_decay=0.0, clip=math.inf, constant=True)
     unscaled = (rows / std).detach()
     return unscaled, bias.detach() - (unscaled @ mean.transpose(1, 2))[..., 0]
 

@@ -84,7 +84,7 @@ def prototypical_body(
         means = class_means(features[:, : way * shot], way)
         return query_loss(head_logits(*centroid_head(means, log_scale.exp()), features[:, way * shot :]), drawn.query_y)
 
-    losses = minimise(loss, [body, log_scale], steps, learning_rate, "prototypical body", 0.0, math.inf)
+    losses = minimise(loss, [body, log_scale], steps, learning_rate, "prototypical body", weight_decay=0.0, clip=math.inf)
     return PrototypicalBody(without_head(model, body.detach()), log_scale.exp().item(), losses)
 
 

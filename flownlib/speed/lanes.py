@@ -24,10 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flownlib import checks
-from flownlib.harness.cache import cache_root
-from flownlib.harness.folders import disk_trouble, partial_folder
+from flownlib.harness.folders import cache_root, disk_trouble, partial_folder
 from flownlib.networks import Classifier, Conv
-from flownlib.speed import plan
+from flownlib.speed.inputs import training_inputs
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("lanes.cpp")
@@ -66,10 +65,10 @@ class Kernel:
             Checkpoints [len(record), m, p] after the steps in `record`.
 
         Raises:
-            ValueError: as `checks.training_inputs`; compiled code would follow a wrong number out of its memory.
+            ValueError: as `training_inputs`.
         """
         self._refuse(weights, images, labels, orders)
-        given = plan.training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
+        given = training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
         labels, orders, rate, decay, record = given
         images, shared = self._rows(images), len(orders) < len(weights)
 
