@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flownlib.chapters import shared as recipes
+from flownlib.chapters.records import Records
 from flownlib.chapters.shared import autoencoders
 from flownlib.encoders import PCA, Encoder, WeightSpace, reconstruct
 from flownlib.extensions.distilled_lora import DistilledLoRA
@@ -144,59 +145,55 @@ def fit_widths(settings: Profile, seed: int, zoos: dict[str, tuple[Zoo, Zoo]]) -
 @torch.no_grad()
 def midpoints(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task]) -> Tensor:
     """Test accuracy of what lies halfway, in latent space, between disjoint pairs of networks of one task [pairs]."""
-    found = []
+    accuracies = []
     for name in zoo.tasks:
         latents = encoder.encode(zoo.task(name).weights)
         half = len(latents) // 2
         decoded = encoder.decode((latents[:half] + latents[half : 2 * half]) / 2)
-        found.append(score(zoo.model, decoded, tasks[name].test.x, tasks[name].test.y).accuracy)
-    return torch.cat(found)
+        accuracies.append(score(zoo.model, decoded, tasks[name].test.x, tasks[name].test.y).accuracy)
+    return torch.cat(accuracies)
 
 
 def compare_on(kind: str, split: tuple[Zoo, Zoo], fits: Mapping[str, Fit], settings: Profile) -> list[dict]:
-    """Raw records of one (training, held-out) zoo by encoder: accuracy of held-out networks and of midpoints, R², size, seconds."""
-    tasks, (train, held_out), records = recipes.zoo_tasks(settings), split, []
+    """Raw records of a (training, held-out) zoo by encoder: accuracy of held-out networks and of midpoints, R², size, seconds."""
+    tasks, (train, held_out), records = recipes.zoo_tasks(settings), split, Records(zoo=kind, networks="held_out")
 
-    def add(quantity: str, method: str, values: list[float], networks: str = "held_out") -> None:
-        setting = {"zoo": kind, "networks": networks}
-        records.append({"quantity": quantity, "method": method, "setting": setting, "values": values})
+    def add_midpoints(name: str, encoder: Encoder) -> None:
+        records.add("test_accuracy_mean", name, midpoints(encoder, held_out, tasks).tolist(), networks="midpoints")
 
-    add("test_accuracy_mean", "zoo_held_out", held_out.table["test_accuracy"].tolist())
-    add("test_accuracy_mean", "weight_space", midpoints(WeightSpace.fit(train), held_out, tasks).tolist(), "midpoints")
-    for name, made in fits.items():
-        result = reconstruct(made.encoder, held_out, tasks, train.weights.mean(0))
-        add("test_accuracy_mean", name, result.accuracy_after.tolist())
-        add("accuracy_gain", name, (result.accuracy_after - result.accuracy_before).tolist())
-        add("r2", name, [result.r2])
-        add("test_accuracy_mean", name, midpoints(made.encoder, held_out, tasks).tolist(), "midpoints")
-        add("seconds_fit", name, [made.seconds])
-        add("numbers", name, [float(made.numbers)])
-        add("latent_dim", name, [float(made.encoder.latent_dim)])
+    records.add("test_accuracy_mean", "zoo_held_out", held_out.table["test_accuracy"].tolist())
+    add_midpoints("weight_space", WeightSpace.fit(train))
+    for name, fitted in fits.items():
+        result = reconstruct(fitted.encoder, held_out, tasks, train.weights.mean(0))
+        records.add("test_accuracy_mean", name, result.accuracy_after.tolist())
+        records.add("accuracy_gain", name, (result.accuracy_after - result.accuracy_before).tolist())
+        records.add("r2", name, [result.r2])
+        add_midpoints(name, fitted.encoder)
+        records.add("seconds_fit", name, [fitted.seconds])
+        records.add("numbers", name, [float(fitted.numbers)])
+        records.add("latent_dim", name, [float(fitted.encoder.latent_dim)])
     return records
 
 
 def compare(kinds: Mapping[str, Iterable[str]], seed: int, settings: Profile) -> list[dict]:
     """Raw records of one seed: on each kind of zoo these encoders, fitted to it."""
     torch.set_num_threads(1)  # as many seconds as on one core
-    return [
-        record
-        for kind, names in kinds.items()
-        for record in compare_on(
-            kind, split_zoo(settings, seed, kind), {name: fit(settings, seed, kind, name) for name in names}, settings
-        )
-    ]
+    records = []
+    for kind, names in kinds.items():
+        fits = {name: fit(settings, seed, kind, name) for name in names}
+        records += compare_on(kind, split_zoo(settings, seed, kind), fits, settings)
+    return records
 
 
 def compare_widths(seed: int, settings: Profile) -> list[dict]:
     """Raw records of one seed: one graph encoder on perceptrons of three widths, of which it was trained on two."""
     torch.set_num_threads(1)
     zoos = width_zoos(settings, seed)
-    made = fit_widths(settings, seed, zoos)
-    return [
-        record
-        for kind, split in zoos.items()
-        for record in compare_on(kind, split, {"vae_graph": replace(made, encoder=at_width(made.encoder, split[0]))}, settings)
-    ]
+    graph, records = fit_widths(settings, seed, zoos), []
+    for kind, split in zoos.items():
+        fits = {"vae_graph": replace(graph, encoder=at_width(graph.encoder, split[0]))}
+        records += compare_on(kind, split, fits, settings)
+    return records
 
 
 def run_seed(seed: int, settings: Profile) -> list[dict]:

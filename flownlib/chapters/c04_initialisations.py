@@ -50,14 +50,10 @@ def data(settings: Profile, seed: int) -> Data:
     return Data(pools, validation, alphabet_episodes(held_out_tasks(queries), settings.ood_draws, SHOT, queries, seed))
 
 
-@memo(tensors)
-def _softmax_body(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
-    return {"body": pretrain_body(cnn_embed(), pool, settings.ood_body_steps, seed)}
-
-
-def softmax_body(settings: Profile, seed: int, pool: Tensor) -> Tensor:
+@memo(lambda stored: stored.tensors["body"])
+def softmax_body(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
     """The body [1, p] after softmax pre-training on the pool's characters."""
-    return _softmax_body(settings, seed, pool)["body"]
+    return {"body": pretrain_body(cnn_embed(), pool, settings.ood_body_steps, seed)}
 
 
 def _prototypical(stored: Artifact) -> PrototypicalBody:
@@ -190,41 +186,42 @@ def compare(model: Classifier, methods: dict[str, Initialise], found: Data, seed
     return curves
 
 
-def _stored(curves: dict[str, Curve]) -> Artifact:
-    rates = {name: curve.learning_rate for name, curve in curves.items()}
-    return Artifact({name: curve.accuracy for name, curve in curves.items()}, {"rates": rates})
-
-
 def _curves(stored: Artifact) -> dict[str, Curve]:
     return {name: Curve(stored.tensors[name], rate) for name, rate in stored.meta["rates"].items()}
 
 
 @memo(_curves)
-def compared(settings: Profile, seed: int, found: Data) -> Artifact:
-    """`compare` on every one of the `initialisations`."""
-    return _stored(compare(cnn_embed(), initialisations(settings, seed, found), found, seed))
+def _compared(settings: Profile, seed: int, found: Data, latent: bool) -> Artifact:
+    methods = latent_initialisations(settings, seed) if latent else initialisations(settings, seed, found)
+    curves = compare(cnn_small() if latent else cnn_embed(), methods, found, seed)
+    rates = {name: curve.learning_rate for name, curve in curves.items()}
+    return Artifact({name: curve.accuracy for name, curve in curves.items()}, {"rates": rates})
 
 
-@memo(_curves)
-def latent_compared(settings: Profile, seed: int, found: Data) -> Artifact:
-    """`compare` on every one of the `latent_initialisations`."""
-    return _stored(compare(cnn_small(), latent_initialisations(settings, seed), found, seed))
+def compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
+    """Curves of all the `initialisations`."""
+    return _compared(settings, seed, found, latent=False)
 
 
-def reward_gains(settings: Profile, seed: int, flow: NetworkFlow, found: Data, chosen: list[int]) -> dict[str, Tensor]:
-    """Query accuracy [len(chosen)] of networks generated for some test episodes before and after reward fine-tuning.
+def latent_compared(settings: Profile, seed: int, found: Data) -> dict[str, Curve]:
+    """Curves of all the `latent_initialisations`."""
+    return _compared(settings, seed, found, latent=True)
+
+
+def reward_gains(settings: Profile, seed: int, flow: NetworkFlow, found: Data, places: list[int]) -> dict[str, Tensor]:
+    """Query accuracy [len(places)] of networks generated for these test episodes before and after reward fine-tuning.
 
     "held_out" rewards support images that the flow was not shown, "same" those it was shown.
     """
     accuracies: dict[str, list[Tensor]] = {"before": [], "held_out": [], "same": []}
-    for place in chosen:
-        one = found.test.at([place])
-        support, number = one.support_x[0], 1000 * seed + place
+    for place in places:
+        episode = found.test.at([place])
+        support, number = episode.support_x[0], 1000 * seed + place
         flows = {
             "before": flow,
             "held_out": reward_fine_tune(flow, support, settings.ood_reward_steps, number),
             "same": reward_fine_tune(flow, support, settings.ood_reward_steps, number, context=None),
         }
         for name, tuned in flows.items():
-            accuracies[name].append(query_accuracy(flow.model, sampler(tuned, seed)(one), one))
+            accuracies[name].append(query_accuracy(flow.model, sampler(tuned, seed)(episode), episode))
     return {name: torch.cat(values) for name, values in accuracies.items()}

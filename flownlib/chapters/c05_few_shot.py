@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from flownlib.chapters.records import Records
 from flownlib.extensions import fewshot
 from flownlib.extensions.adaptation import logistic_head
 from flownlib.extensions.backbone import Backbone, train_backbone
@@ -97,20 +98,14 @@ def data(settings: Profile, seed: int) -> Data:
         return draw_episodes(features[name], settings.fewshot_episodes, WAY, MANY, QUERIES, seeded(seed, 50 + number))
 
     test = {name: draw(name, number) for number, name in enumerate(DOMAINS)}
-    return Data(
-        learning_pool(encoder, images["train"], settings.fewshot_backbone_classes),
-        draw("validation", 9),
-        test,
-        features,
-        images,
-    )
+    learning = learning_pool(encoder, images["train"], settings.fewshot_backbone_classes)
+    return Data(learning, draw("validation", 9), test, features, images)
 
 
 def shown_episodes(found: Data, domain: str, count: int, shot: int, seed: int) -> tuple[Episodes, Episodes]:
     """The same episodes twice, with six queries a class: as images to look at, and as features for the methods."""
-    seen, known = (
-        draw_episodes(pool, count, WAY, shot, 6, seeded(seed, 80)) for pool in (found.images[domain], found.features[domain])
-    )
+    pools = found.images[domain], found.features[domain]
+    seen, known = (draw_episodes(pool, count, WAY, shot, 6, seeded(seed, 80)) for pool in pools)
     return seen, known
 
 
@@ -254,15 +249,12 @@ RIVALS = ("centroid", "plda", "caml")
 
 def raw_records(accuracies: dict[tuple[str, str, int], Tensor]) -> list[dict]:
     """Accuracies by method, domain and shot, and the generated head's paired gains, one value an episode."""
-    records = []
+    records = Records(way=WAY)
     for (method, domain, shot), values in accuracies.items():
-        setting = {"domain": domain, "way": WAY, "shot": shot}
-        records.append({"quantity": "test_accuracy", "method": method, "setting": setting, "values": values.tolist()})
-        if method == "flown_query":
-            for rival in (*RIVALS, "cross_entropy_only"):
-                gain = (values - accuracies[rival, domain, shot]).tolist()
-                over = {**setting, "over": rival}
-                records.append({"quantity": "accuracy_gain", "method": method, "setting": over, "values": gain})
+        records.add("test_accuracy", method, values.tolist(), domain=domain, shot=shot)
+        for rival in (*RIVALS, "cross_entropy_only") if method == "flown_query" else ():
+            gain = values - accuracies[rival, domain, shot]
+            records.add("accuracy_gain", method, gain.tolist(), domain=domain, shot=shot, over=rival)
     return records
 
 

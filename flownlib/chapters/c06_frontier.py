@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup
 from flownlib.chapters import shared as recipes
+from flownlib.chapters.records import Records
 from flownlib.chapters.shared_methods import KINDS, Setup, fitted, setup
 from flownlib.encoders import PCA, WeightSpace
 from flownlib.evaluation import MEASURES, judge
@@ -74,11 +75,8 @@ class Rescaled:
 
 def frontier_setup(settings: Profile, seed: int, kind: str) -> Setup:
     """The large zoo of one kind, with contexts and references."""
-    sizes = {
-        "zoo_tasks": settings.frontier_tasks,
-        "networks_per_task": settings.frontier_networks,
-        "held_out_per_task": settings.frontier_held_out,
-    }
+    networks, held_out = settings.frontier_networks, settings.frontier_held_out
+    sizes = {"zoo_tasks": settings.frontier_tasks, "networks_per_task": networks, "held_out_per_task": held_out}
     return setup(settings.changed(**sizes), seed, kind)
 
 
@@ -143,14 +141,13 @@ def judged(start: Generator, made: Setup) -> list[dict]:
     training, rows = recipes.zoo_settings(made.settings, made.seed).training, []
     n, shares = made.settings.samples_per_task, shares_of(start.name)
     for number, (name, reference) in enumerate(made.references.items()):
-        generator, clock = seeded(made.seed, number), [time.process_time()]
+        generator, begun = seeded(made.seed, number), time.process_time()
         weights = start.sample(n, made.fresh[name][0], generator)
-        clock.append(time.process_time())
+        sampled = time.process_time()
         stages = further_trained(made.zoo.train.model, weights, made.tasks[name].train, training, shares, generator)
-        clock.append(time.process_time())
-        sampling, trained = clock[1] - clock[0], clock[2] - clock[1]
+        trained = time.process_time()
         for share, networks in zip(shares, stages, strict=True):
-            seconds = (sampling + trained * share / shares[-1]) / n
+            seconds = (sampled - begun + (trained - sampled) * share / shares[-1]) / n
             measures = judge(networks, reference).measures()
             rows.append({"method": start.name, "task": name, "share": share, "seconds_sample": seconds, **measures})
     return rows
@@ -169,20 +166,15 @@ def run_kind(made: Setup) -> list[dict]:
     table = pd.DataFrame(rows)
     held_out = table[table["method"] == HELD_OUT].set_index("task")["test_accuracy_mean"]
     table["accuracy_gain"] = table["test_accuracy_mean"] - table["task"].map(held_out)
-    records = []
-
-    def add(quantity: str, method: str, share: float, values: list[float]) -> None:
-        setting = {"zoo": made.kind, "share": share, "networks": made.settings.samples_per_task}
-        records.append({"quantity": quantity, "method": method, "setting": setting, "values": values})
-
+    records = Records(zoo=made.kind, networks=made.settings.samples_per_task)
     for (method, share), part in table.groupby(["method", "share"], sort=False):
         for quantity in (*MEASURES, "accuracy_gain", *(["seconds_sample"] if method != HELD_OUT else [])):
-            add(quantity, method, share, part[quantity].tolist())
+            records.add(quantity, method, part[quantity].tolist(), share=share)
     for (method, share), (met, ahead) in verdicts(table).items():
-        add("criteria_met", method, share, [met])
-        add("frontier_margin", method, share, [ahead])
+        records.add("criteria_met", method, [met], share=share)
+        records.add("frontier_margin", method, [ahead], share=share)
     for method, value in seconds.items():
-        add("seconds_fit", method, 0.0, [value])
+        records.add("seconds_fit", method, [value], share=0.0)
     return records
 
 

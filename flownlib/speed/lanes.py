@@ -257,7 +257,7 @@ def _build(defines: list[str]) -> Path:
     if command is None:
         raise LanesError("there is no C++ compiler here (g++ or clang++)")
     version = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
-    identity = [SOURCE.read_text(), *FLAGS, *defines, version, platform.machine(), _processor()]
+    identity = [SOURCE.read_text(), *FLAGS, *defines, version, platform.machine(), processor("flags", "Features")]
     root, name = cache_root(), f"lanes-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:20]}"
     try:
         built = (path for path in sorted(root.glob(f"{name}-*.so")) if path.name == _named(name, path))
@@ -283,8 +283,8 @@ def _named(name: str, library: Path) -> str:
     return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:20]}.so"
 
 
-def _processor() -> str:
-    """What `-march=native` depends on."""
+def processor(*fields: str) -> str:
+    """What the processor says of itself in one of these fields; `-march=native` depends on its flags."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line for line in lines if line.startswith(fields)), platform.processor())
