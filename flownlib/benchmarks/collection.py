@@ -101,13 +101,13 @@ def kills(options: argparse.Namespace) -> list[dict]:
     shards = len(settings.shards())
     with empty_cache(), tempfile.TemporaryDirectory() as folder:
         for i in range(options.rounds):
-            cache, file, chosen = Path(folder) / f"cache{i}", Path(folder) / "zoo.json", replace(settings, seed=i)
-            file.write_text(json.dumps(asdict(chosen)))
+            cache, file, own = Path(folder) / f"cache{i}", Path(folder) / "zoo.json", replace(settings, seed=i)
+            file.write_text(json.dumps(asdict(own)))
             command = [sys.executable, "-m", "flownlib.speed", "--zoo-settings", str(file), "--output", str(cache / "zoo")]
             begun = draw.randrange(shards)
             stored = killed(command, cache, begun, draw.uniform(0, 0.2 if begun else 3))  # the first shard takes a start
             subprocess.run(command, env=os.environ | {"FLOWN_CACHE": str(cache)}, check=True, stdout=subprocess.DEVNULL)
-            resumed, expected = Zoo.from_artifact(load_artifact(cache / "zoo")), collect(chosen, 1, progress=False)
+            resumed, expected = Zoo.from_artifact(load_artifact(cache / "zoo")), collect(own, 1, progress=False)
             same = resumed.digest() == expected.digest() and not resumed.table.duplicated(["task", "seed"]).any()
             survived += same
             verdict = "the same zoo" if same else "ANOTHER ZOO"

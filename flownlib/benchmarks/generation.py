@@ -9,7 +9,7 @@ import torch
 
 from flownlib.benchmarks.collection import timed_zoo
 from flownlib.benchmarks.measurements import Measurements, usable_backends
-from flownlib.chapters import shared as recipes
+from flownlib.chapters import shared
 from flownlib.generators import FlowGenerator
 from flownlib.harness import profiles
 from flownlib.networks import cnn_small
@@ -35,10 +35,10 @@ def accuracies_of(flow: FlowGenerator, y: torch.Tensor, n: int = 64) -> list[flo
 def generation(options: argparse.Namespace) -> list[dict]:
     """Networks a second by the latent flow, and by training with each backend; their ratio, and both accuracies."""
     settings = profiles.load("tutorial")
-    tasks = {"latin": recipes.zoo_tasks(settings)["latin"]}
-    flow, networks = recipes.latent_flow(settings, 0), (options.networks or [128])[0]
-    features = recipes.image_features(recipes.zoo_tasks(settings))
-    y = recipes.support_contexts(features, tasks, settings.support_per_class, 1, 1_000)["latin"][0]
+    tasks = {"latin": shared.zoo_tasks(settings)["latin"]}
+    flow, networks = shared.latent_flow(settings, 0), (options.networks or [128])[0]
+    features = shared.image_features(shared.zoo_tasks(settings))
+    y = shared.support_contexts(features, tasks, settings.support_per_class, 1, 1_000)["latin"][0]
     generated: dict[int, list[float]] = {1: [], 1000: []}
     trained: dict[str, list[float]] = {backend: [] for backend in usable_backends()}
     accuracies = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flownlib.chapters import shared as recipes
+from flownlib.chapters import shared
 from flownlib.chapters.records import Records
 from flownlib.chapters.shared import autoencoders
 from flownlib.encoders import PCA, Encoder, WeightSpace, reconstruct
@@ -45,9 +45,9 @@ def split_zoo(settings: Profile, seed: int, kind: str) -> tuple[Zoo, Zoo]:
     The last checkpoints of a run are near copies of those before them, so that split flatters whoever memorises.
     """
     if kind == "aligned":
-        canonical = recipes.canonical_zoo(settings, seed)
+        canonical = shared.canonical_zoo(settings, seed)
         return canonical.train, canonical.held_out
-    zoo = collect(recipes.zoo_settings(settings, seed, kind))
+    zoo = collect(shared.zoo_settings(settings, seed, kind))
     if kind != "one_run":
         return zoo.split(settings.held_out_per_task)
     late = zoo.table.groupby("task")["step"].rank(method="dense", ascending=False) <= settings.held_out_per_task
@@ -67,8 +67,7 @@ def fitters(settings: Profile, seed: int) -> dict[str, Callable[[Zoo, dict[str, 
         "lora_distilled": lambda zoo, tasks: DistilledLoRA.fit(zoo, tasks, settings.lora_rank, distillation_steps(settings)),
     }
     trained = {
-        name: lambda zoo, tasks, chosen=chosen: train_vae(zoo, tasks, chosen, seed)[0]
-        for name, chosen in autoencoders(settings).items()
+        name: lambda zoo, tasks, vae=vae: train_vae(zoo, tasks, vae, seed)[0] for name, vae in autoencoders(settings).items()
     }
     return linear | trained
 
@@ -120,14 +119,14 @@ def timed(fit_encoder: Callable[[], Encoder]) -> Artifact:
 def fit(settings: Profile, seed: int, kind: str, name: str) -> Artifact:
     """One encoder, fitted to one kind of zoo."""
     train, _ = split_zoo(settings, seed, kind)
-    tasks = recipes.zoo_tasks(settings)
+    tasks = shared.zoo_tasks(settings)
     return timed(lambda: fitters(settings, seed)[name](train, tasks))
 
 
 def width_zoos(settings: Profile, seed: int) -> dict[str, tuple[Zoo, Zoo]]:
     """(training, held-out) perceptrons of every one of WIDTHS, as training left them."""
     return {
-        name: collect(recipes.zoo_settings(settings, seed, classifier=f"mlp_1x28x28_{width}_10")).split(
+        name: collect(shared.zoo_settings(settings, seed, classifier=f"mlp_1x28x28_{width}_10")).split(
             settings.held_out_per_task
         )
         for name, width in WIDTHS.items()
@@ -138,8 +137,8 @@ def width_zoos(settings: Profile, seed: int) -> dict[str, tuple[Zoo, Zoo]]:
 def fit_widths(settings: Profile, seed: int, zoos: dict[str, tuple[Zoo, Zoo]]) -> Artifact:
     """The graph encoder of the comparison, fitted to the first two zoos together, for the first; see `at_width`."""
     seen = [train for train, _ in list(zoos.values())[:2]]
-    chosen = autoencoders(settings)["vae_graph"]
-    return timed(lambda: train_on_widths(seen, recipes.zoo_tasks(settings), chosen, seed)[0])
+    vae = autoencoders(settings)["vae_graph"]
+    return timed(lambda: train_on_widths(seen, shared.zoo_tasks(settings), vae, seed)[0])
 
 
 @torch.no_grad()
@@ -155,8 +154,8 @@ def midpoints(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task]) -> Tensor:
 
 
 def compare_on(kind: str, split: tuple[Zoo, Zoo], fits: Mapping[str, Fit], settings: Profile) -> list[dict]:
-    """Raw records of a (training, held-out) zoo by encoder: accuracy of held-out networks and of midpoints, R², size, seconds."""
-    tasks, (train, held_out), records = recipes.zoo_tasks(settings), split, Records(zoo=kind, networks="held_out")
+    """Raw records of a (training, held-out) zoo by encoder: accuracy of held-out networks and midpoints, R², size, seconds."""
+    tasks, (train, held_out), records = shared.zoo_tasks(settings), split, Records(zoo=kind, networks="held_out")
 
     def add_midpoints(name: str, encoder: Encoder) -> None:
         records.add("test_accuracy_mean", name, midpoints(encoder, held_out, tasks).tolist(), networks="midpoints")

@@ -69,16 +69,16 @@ def task_records(curves: dict[str, c04_initialisations.Curve], episodes: Episode
     return records
 
 
-def reward_records(settings: Profile, seed: int, found: c04_initialisations.Data, images: int) -> list[dict]:
+def reward_records(settings: Profile, seed: int, data: c04_initialisations.Data, images: int) -> list[dict]:
     """Held-out accuracy before and after reward fine-tuning, on the first two support draws of every task."""
-    places = [place for place in range(len(found.test)) if place % settings.ood_draws < 2]
-    episodes, pool, records = found.test.at(places), found.pools.train, Records(images=images)
+    places = [place for place in range(len(data.test)) if place % settings.ood_draws < 2]
+    episodes, pool, records = data.test.at(places), data.pools.train, Records(images=images)
     flows = {
         "class_tokens_imitating": c04_initialisations.imitating_flow(settings, seed, pool).flow,
         "class_tokens": c04_initialisations.queried_flow(settings, seed, pool).flow,
     }
     for name, flow in flows.items():
-        accuracies = c04_initialisations.reward_gains(settings, seed, flow, found, places)
+        accuracies = c04_initialisations.reward_gains(settings, seed, flow, data, places)
         for reward, accuracy in accuracies.items():
             for quantity, values, over in with_gain(accuracy, accuracies["before"], "before", reward == "before"):
                 for distance, group in by_distance(values, episodes).items():

@@ -102,9 +102,9 @@ def data(settings: Profile, seed: int) -> Data:
     return Data(learning, draw("validation", 9), test, features, images)
 
 
-def shown_episodes(found: Data, domain: str, count: int, shot: int, seed: int) -> tuple[Episodes, Episodes]:
+def shown_episodes(data: Data, domain: str, count: int, shot: int, seed: int) -> tuple[Episodes, Episodes]:
     """The same episodes twice, with six queries a class: as images to look at, and as features for the methods."""
-    pools = found.images[domain], found.features[domain]
+    pools = data.images[domain], data.features[domain]
     seen, known = (draw_episodes(pool, count, WAY, shot, 6, seeded(seed, 80)) for pool in pools)
     return seen, known
 
@@ -126,7 +126,7 @@ def _classes(settings: Profile, seed: int, pool: Tensor) -> Tensor:
 def _heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> dict[str, Tensor]:
     labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
     classes = _classes(settings, seed, pool)
-    parts = [logistic_head(pool[chosen].flatten(1, 2), labels, WAY, weight_decay) for chosen in classes.split(250)]
+    parts = [logistic_head(pool[group].flatten(1, 2), labels, WAY, weight_decay) for group in classes.split(250)]
     rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return {"rows": rows, "bias": bias}
 
@@ -152,10 +152,10 @@ class Trained:
     losses: dict[str, list[float]]
 
 
-def new_flow(found: Heads, pool: Tensor, seed: int) -> HeadFlow:
+def new_flow(heads: Heads, pool: Tensor, seed: int) -> HeadFlow:
     """A head flow before training; its prior is fitted to the heads."""
-    flow = seeded_module(seed, lambda: HeadFlow(found.gauge, pool.shape[-1], WAY))
-    fit_prior(flow, found.tokens, found.classes, pool, seed)
+    flow = seeded_module(seed, lambda: HeadFlow(heads.gauge, pool.shape[-1], WAY))
+    fit_prior(flow, heads.tokens, heads.classes, pool, seed)
     return flow
 
 
@@ -193,10 +193,10 @@ def load_trained(model: nn.Module, stored: dict[str, Tensor]) -> list[float]:
     return stored["losses"].tolist()
 
 
-def trained(settings: Profile, seed: int, found: Data) -> Trained:
+def trained(settings: Profile, seed: int, data: Data) -> Trained:
     """Train every method on the training characters; choose by validation episodes alone."""
-    pool, losses = found.pool, {}
-    decay = choose_weight_decay([fewer(found.validation, shot) for shot in SHOTS])
+    pool, losses = data.pool, {}
+    decay = choose_weight_decay([fewer(data.validation, shot) for shot in SHOTS])
     heads = many_shot_heads(settings, seed, pool, decay)
     flows = {name: new_flow(heads, pool, seed) for name in ("imitating", "queried", "queries_only")}
     losses["imitation"] = load_trained(flows["imitating"], _imitating(settings, seed, pool, heads))
@@ -207,38 +207,38 @@ def trained(settings: Profile, seed: int, found: Data) -> Trained:
     return Trained(**flows, caml=caml, plda=PLDA.fit(pool), weight_decay=decay, heads=heads, losses=losses)
 
 
-def ensemble(flow: HeadFlow, found: Episodes, seed: int, members: int = 10) -> Tensor:
+def ensemble(flow: HeadFlow, episodes: Episodes, seed: int, members: int = 10) -> Tensor:
     """Log of the mean probability over heads from several samples: [m, q, n]."""
-    samples = [flow.logits(found, seeded(seed, 70, member)).softmax(-1) for member in range(members)]
+    samples = [flow.logits(episodes, seeded(seed, 70, member)).softmax(-1) for member in range(members)]
     return torch.stack(samples).mean(0).log()
 
 
-def methods(made: Trained, seed: int) -> dict[str, Method]:
+def methods(trained: Trained, seed: int) -> dict[str, Method]:
     """Every method of the comparison by name."""
     return {
-        "flown_sample": lambda e: made.imitating.logits(e, seeded(seed, 70, 0)),
-        "flown_mean": lambda e: made.imitating.logits(e, seeded(seed, 71), noise=0),
-        "flown_ensemble_10": lambda e: ensemble(made.imitating, e, seed),
-        "flown_query": lambda e: made.queried.logits(e, seeded(seed, 71), noise=0),
-        "cross_entropy_only": lambda e: made.queries_only.logits(e, seeded(seed, 71), noise=0),
+        "flown_sample": lambda e: trained.imitating.logits(e, seeded(seed, 70, 0)),
+        "flown_mean": lambda e: trained.imitating.logits(e, seeded(seed, 71), noise=0),
+        "flown_ensemble_10": lambda e: ensemble(trained.imitating, e, seed),
+        "flown_query": lambda e: trained.queried.logits(e, seeded(seed, 71), noise=0),
+        "cross_entropy_only": lambda e: trained.queries_only.logits(e, seeded(seed, 71), noise=0),
         "centroid": centroid,
-        "logistic_regression": lambda e: logistic_regression(e, made.weight_decay),
-        "plda": made.plda.logits,
-        "caml": lambda e: made.caml.logits(e, seeded(seed, 72)),
+        "logistic_regression": lambda e: logistic_regression(e, trained.weight_decay),
+        "plda": trained.plda.logits,
+        "caml": lambda e: trained.caml.logits(e, seeded(seed, 72)),
     }
 
 
-def compare(made: Trained, found: Data, seed: int) -> dict[tuple[str, str, int], Tensor]:
+def compare(trained: Trained, data: Data, seed: int) -> dict[tuple[str, str, int], Tensor]:
     """Accuracy of each episode [m] by (method, domain, shot); every method meets the same episodes.
 
     `many_shot_oracle` is logistic regression on MANY images a class of the same episodes: a ceiling, not a rival.
     """
     accuracies = {}
-    for domain, many in found.test.items():
-        oracle = fewshot.accuracy(logistic_regression(many, made.weight_decay), many)
+    for domain, many in data.test.items():
+        oracle = fewshot.accuracy(logistic_regression(many, trained.weight_decay), many)
         for shot in SHOTS:
             few = fewer(many, shot)
-            for name, method in methods(made, seed).items():
+            for name, method in methods(trained, seed).items():
                 accuracies[name, domain, shot] = fewshot.accuracy(method(few), few)
             accuracies["many_shot_oracle", domain, shot] = oracle
     return accuracies

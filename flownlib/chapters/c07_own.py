@@ -184,17 +184,17 @@ def generators(settings: Profile, train: Zoo) -> list[Generator]:
     return [*all_nulls(), *flows]
 
 
-def compared(name: str, made: OwnSetup, settings: Profile, seed: int) -> list[dict]:
+def compared(name: str, own: OwnSetup, settings: Profile, seed: int) -> list[dict]:
     """Raw records of one example: accuracy before fine-tuning, what principal components keep, every method's `MEASURES`."""
-    records, train, unseen = Records(zoo=name), made.zoo.train, made.zoo.held_out
-    test, start = made.task.test, train.model.initialise(1, torch.Generator())
+    records, train, unseen = Records(zoo=name), own.zoo.train, own.zoo.held_out
+    test, start = own.task.test, train.model.initialise(1, torch.Generator())
     records.add("test_accuracy", "base", score(train.model, start, test.x, test.y).accuracy.tolist())
-    kept = reconstruct(PCA.fit(train, len(train) - 1), unseen, {made.task.name: made.task}, train.weights.mean(0))
+    kept = reconstruct(PCA.fit(train, len(train) - 1), unseen, {own.task.name: own.task}, train.weights.mean(0))
     records.add("r2", "pca", [kept.r2])
     records.add("accuracy_gain", "pca", (kept.accuracy_after - kept.accuracy_before).tolist())
-    methods = [generator.fit(train, made.contexts, seed) for generator in generators(settings, train)]
-    references, n = {made.task.name: made.reference}, settings.samples_per_task
-    table = compare(methods, references, made.contexts, unseen, n, seed).set_index("method")
+    methods = [generator.fit(train, own.contexts, seed) for generator in generators(settings, train)]
+    references, n = {own.task.name: own.reference}, settings.samples_per_task
+    table = compare(methods, references, own.contexts, unseen, n, seed).set_index("method")
     table["accuracy_gain"] = table["test_accuracy_mean"] - table.loc["zoo_held_out", "test_accuracy_mean"]
     for method, row in table.iterrows():
         for quantity in (*MEASURES, "accuracy_gain"):

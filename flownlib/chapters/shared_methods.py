@@ -33,10 +33,10 @@ from flownlib.harness.profiles import Profile
 from flownlib.scoring import Task
 
 
-def fitted(generator: Generator, made: Setup) -> tuple[Generator, float]:
+def fitted(generator: Generator, experiment: Setup) -> tuple[Generator, float]:
     """The generator, fitted to the setup's training networks, and the processor seconds that it took."""
     start = time.process_time()
-    generator.fit(made.zoo.train, made.contexts, made.seed)
+    generator.fit(experiment.zoo.train, experiment.contexts, experiment.seed)
     return generator, time.process_time() - start
 
 
@@ -78,25 +78,25 @@ def setup(settings: Profile, seed: int, kind: str) -> Setup:
     )
 
 
-def vae_of(made: Setup) -> Encoder:
+def vae_of(experiment: Setup) -> Encoder:
     """The VAE of the setup's zoo."""
-    return trained_vae(made.settings, made.seed, kind=made.kind)
+    return trained_vae(experiment.settings, experiment.seed, kind=experiment.kind)
 
 
-def pca_of(made: Setup) -> Encoder:
+def pca_of(experiment: Setup) -> Encoder:
     """All principal components that the training networks have, in their own proportions."""
-    return PCA.fit(made.zoo.train, len(made.zoo.train) - 1, whiten=False)
+    return PCA.fit(experiment.zoo.train, len(experiment.zoo.train) - 1, whiten=False)
 
 
-def conv1d_of(made: Setup) -> Encoder:
+def conv1d_of(experiment: Setup) -> Encoder:
     """p-diff's autoencoder, trained on the setup's zoo."""
-    chosen = autoencoders(made.settings)["vae_conv1d"]
-    return trained_vae(made.settings, made.seed, kind=made.kind, chosen=chosen)
+    settings = autoencoders(experiment.settings)["vae_conv1d"]
+    return trained_vae(experiment.settings, experiment.seed, kind=experiment.kind, chosen=settings)
 
 
-def weights_of(made: Setup) -> Encoder:
+def weights_of(experiment: Setup) -> Encoder:
     """The weights themselves, standardised."""
-    return WeightSpace.fit(made.zoo.train)
+    return WeightSpace.fit(experiment.zoo.train)
 
 
 Build = Callable[[Setup, str, Choice, int, FlowTraining], Generator]  # (setup, name, choice, width, training)
@@ -120,31 +120,31 @@ def _grid(**choices: tuple) -> list[Choice]:
 
 def _flow(encoder: Callable[[Setup], Encoder], predicts: str = "x_1") -> Build:
     """A flow in the encoder's latents."""
-    return lambda made, name, choice, width, training: FlowGenerator(
-        encoder(made), name, choice.get("predicts", predicts), width, training
+    return lambda experiment, name, choice, width, training: FlowGenerator(
+        encoder(experiment), name, choice.get("predicts", predicts), width, training
     )
 
 
 def _latent(kind: type[LatentDiffusion | HyperNetwork], encoder: Callable[[Setup], Encoder]) -> Build:
     """Another generator of the encoder's latents."""
-    return lambda made, name, choice, width, training: kind(encoder(made), name, width, training)
+    return lambda experiment, name, choice, width, training: kind(encoder(experiment), name, width, training)
 
 
-def _kernel_density(made: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> KernelDensity:
-    return KernelDensity(vae_of(made), name, choice.get("bandwidth", 1.0))
+def _kernel_density(experiment: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> KernelDensity:
+    return KernelDensity(vae_of(experiment), name, choice.get("bandwidth", 1.0))
 
 
-def _deep_weight_flow(made: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> FlowGenerator:
+def _deep_weight_flow(experiment: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> FlowGenerator:
     """DeepWeightFlow's recipe (2026): principal components, straight paths from a tiny Gaussian, Runge-Kutta steps."""
-    encoder = pca_of(made)
+    encoder = pca_of(experiment)
     prior = GaussianPrior(encoder.latent_dim, choice.get("scale", 0.001))
     return FlowGenerator(encoder, name, "velocity", 2 * width, training, "rk4", 20, prior=prior)
 
 
-def _neuron_flow(made: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> FlowGenerator:
+def _neuron_flow(experiment: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> FlowGenerator:
     """The transformer over neurons, in weight space; its steps are dearer, so that its batches are smaller."""
     training = replace(training, batch_size=training.batch_size // 4)
-    return FlowGenerator(weights_of(made), name, "x_1", made.settings.neuron_width, training, network=neuron_tokens)
+    return FlowGenerator(weights_of(experiment), name, "x_1", experiment.settings.neuron_width, training, network=neuron_tokens)
 
 
 SHARES = (0.5, 1.0)  # of the profile's flow steps
@@ -172,16 +172,16 @@ def tuned(kind: str, method: str) -> Choice:
     return dict(zip(METHODS[method].grid[0], best[KINDS.index(kind) if len(best) > 1 else 0], strict=True))
 
 
-def make(name: str, made: Setup, choice: Choice) -> Generator:
+def make(name: str, experiment: Setup, choice: Choice) -> Generator:
     """The method of that name with those settings, not yet fitted; its encoder is built or loaded."""
-    training = flow_training(made.settings)
+    training = flow_training(experiment.settings)
     rate, steps = choice.get("learning_rate", training.learning_rate), int(choice.get("share", 1.0) * training.steps)
     training = replace(training, steps=steps, learning_rate=rate)
-    return METHODS[name].build(made, name, choice, choice.get("width", made.settings.flow_width), training)
+    return METHODS[name].build(experiment, name, choice, choice.get("width", experiment.settings.flow_width), training)
 
 
-def caml_flow(made: Setup, choice: Choice) -> FlowGenerator:
+def caml_flow(experiment: Setup, choice: Choice) -> FlowGenerator:
     """The latent flow with a CAML-style transformer in place of class means; it is fitted on and asked with support sets."""
-    flow, features = make("latent_flow", made, choice), CONTEXT_DIM
-    way = made.zoo.train.model.num_classes
+    flow, features = make("latent_flow", experiment, choice), CONTEXT_DIM
+    way = experiment.zoo.train.model.num_classes
     return replace(flow, name="latent_flow_caml", conditioner=CAMLContext(features, way, flow.width))

@@ -149,8 +149,10 @@ def retrieve_matched(model: Classifier, zoo: Tensor, episodes: Episodes) -> Tens
     for support in episodes.support_x:
         log_p = model.forward(zoo, support).log_softmax(-1)  # [zoo, k, outputs]
         cost = -class_means(log_p, episodes.way)  # [zoo, class, output]
-        orders = [linear_sum_assignment(one.cpu().numpy())[1] for one in cost]
-        totals = torch.stack([one[torch.arange(len(o)), torch.as_tensor(o)].sum() for one, o in zip(cost, orders, strict=True)])
+        orders = [linear_sum_assignment(matrix.cpu().numpy())[1] for matrix in cost]
+        totals = torch.stack(
+            [matrix[torch.arange(len(o)), torch.as_tensor(o)].sum() for matrix, o in zip(cost, orders, strict=True)]
+        )
         best = int(totals.argmin())
         networks.append(reorder_head(model, zoo[best : best + 1], torch.as_tensor(orders[best])))
     return torch.cat(networks)

@@ -107,9 +107,9 @@ def train_task_zoo(
     classes = torch.rand(tasks, len(pool), generator=generator).argsort(dim=1)[:, : model.num_classes]
     labels = torch.arange(model.num_classes, device=pool.device).repeat_interleave(pool.shape[1])
     first, trained = max(1, round(epochs * 2 / 3)), []
-    for part, chosen in enumerate(tqdm(classes.split(group), desc="zoo of tasks", leave=False, disable=None)):
-        images = pool[chosen].flatten(1, 2)
-        weights = body.expand(len(chosen), -1)
+    for part, task_classes in enumerate(tqdm(classes.split(group), desc="zoo of tasks", leave=False, disable=None)):
+        images = pool[task_classes].flatten(1, 2)
+        weights = body.expand(len(task_classes), -1)
         for rate, length in ((3e-3, first), (1e-3, epochs - first)):
             weights = fine_tune(model, weights, images, labels, rate, (length,), seed=1000 * seed + part, batch_size=50)[-1]
         trained.append(weights)

@@ -108,11 +108,11 @@ def fit_flow_matching(
     generator = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(heads), (batch_size,), generator=generator)
+        rows = torch.randint(len(heads), (batch_size,), generator=generator)
         shot = SHOTS[int(torch.randint(len(SHOTS), (1,), generator=generator))]
-        support = draw_episodes(pool, batch_size, flow.way, shot, 0, generator, classes[chosen]).support_x
+        support = draw_episodes(pool, batch_size, flow.way, shot, 0, generator, classes[rows]).support_x
         labels = random_labels(batch_size, flow.way, generator).to(support)
-        x_1 = heads[chosen].repeat(times, 1, 1)
+        x_1 = heads[rows].repeat(times, 1, 1)
         x_0, t = torch.randn(x_1.shape, generator=generator).to(x_1), torch.rand(len(x_1), generator=generator).to(x_1)
         # the prior was fitted by least squares and must not drift towards the targets' noise
         y, base = flow.context(support, labels).repeat(times, 1, 1), flow.base(support).detach().repeat(times, 1, 1)

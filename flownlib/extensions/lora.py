@@ -54,7 +54,7 @@ class LoRA:
                 "layer4.*.conv*.weight"; a tensor that both match is adapted whole.
 
         Raises:
-            ValueError: if nothing is adapted, a pattern matches nothing, a factored tensor is no matrix, or the rank is too high.
+            ValueError: if nothing is adapted or matched by a pattern, a factored tensor is no matrix, or the rank is too high.
         """
         if not (factored or whole):
             raise ValueError("a LoRA space needs tensors to adapt: name some in `factored` or in `whole`")

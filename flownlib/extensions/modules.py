@@ -57,8 +57,8 @@ class ModuleClassifier:
         groups: dict[int, list[str]] = {}
         for name, tensor in named_tensors(self.template):
             groups.setdefault(id(tensor), []).append(name)
-        chosen = set(self.layout.names)
-        return {name: next((n for n in names if n in chosen), names[0]) for names in groups.values() for name in names}
+        weights = set(self.layout.names)
+        return {name: next((n for n in names if n in weights), names[0]) for names in groups.values() for name in names}
 
     @cached_property
     def layout(self) -> Layout:

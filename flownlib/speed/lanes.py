@@ -70,39 +70,24 @@ class Kernel:
         self._refuse(weights, images, labels, orders)
         given = training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
         labels, orders, rate, decay, record = given
-        images, shared = self._rows(images), len(orders) < len(weights)
+        images, shared, (steps, batch) = self._rows(images), len(orders) < len(weights), orders.shape[1:]
 
         def block(start: int) -> Tensor:
             here = slice(start, start + self.lanes)
-            rows = [_filled(x[here], self.lanes) for x in (weights, rate, decay)]
-            own = orders if shared else _filled(orders[here], self.lanes)
-            return self._train_block(*rows, own.contiguous(), images, labels, record, shared)[:, : len(weights[here])]
+            w = self._pack(_filled(weights[here], self.lanes))
+            rates = [_aligned(_filled(x[here], self.lanes)) for x in (rate, decay)]
+            own = (orders if shared else _filled(orders[here], self.lanes)).contiguous()
+            m, v, kept, done = torch.zeros_like(w), torch.zeros_like(w), [], 0
+            for step in record:
+                following = own[:, done:]  # a view: its lanes are still `steps` apart
+                addresses = [ctypes.c_void_p(x.data_ptr()) for x in (w, m, v, images, labels, following, *rates)]
+                sizes = ctypes.c_int64(steps * batch), step - done, batch, int(shared)
+                self.library.train(*addresses[:6], *sizes, *addresses[6:], done)
+                kept.append(self._unpack(w))
+                done = step
+            return torch.stack(kept)[:, : len(weights[here])]
 
         return torch.cat(self._in_threads(block, range(0, len(weights), self.lanes)), dim=1)
-
-    def _train_block(
-        self,
-        weights: Tensor,
-        rate: Tensor,
-        decay: Tensor,
-        orders: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        record: list[int],
-        shared: bool,
-    ) -> Tensor:
-        w = self._pack(weights)
-        m, v, kept, done = torch.zeros_like(w), torch.zeros_like(w), [], 0
-        rate, decay = _aligned(rate), _aligned(decay)
-        steps, batch = orders.shape[1:]
-        for step in record:
-            now = orders[:, done:]  # a view: its lanes are still `steps` apart
-            tensors = [ctypes.c_void_p(x.data_ptr()) for x in (w, m, v, images, labels, now)]
-            rates = [ctypes.c_void_p(x.data_ptr()) for x in (rate, decay)]
-            self.library.train(*tensors, ctypes.c_int64(steps * batch), step - done, batch, int(shared), *rates, done)
-            kept.append(self._unpack(w))
-            done = step
-        return torch.stack(kept)
 
     @staticmethod
     def _in_threads(work: Callable[[int], Tensor], starts: range) -> list[Tensor]:
@@ -216,7 +201,7 @@ def layer_list(model: Classifier) -> str:
 
 def compiler() -> str | None:
     """The C++ compiler: $CXX, g++ or clang++, whichever is there."""
-    return next((found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None)
+    return next((path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None)
 
 
 @cache

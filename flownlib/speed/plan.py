@@ -48,9 +48,9 @@ def minibatch_orders(seeds: Sequence[int], images: int, training: Training, frac
         generator, count = seeded(seed, 2), round(images * fraction)
         if count < training.batch_size:
             raise ValueError(f"a data fraction of {fraction} leaves {count} images, less than a batch of {training.batch_size}")
-        chosen = torch.arange(images) if count == images else torch.randperm(images, generator=seeded(seed, 3))[:count]
+        subset = torch.arange(images) if count == images else torch.randperm(images, generator=seeded(seed, 3))[:count]
         used = count // training.batch_size * training.batch_size
         passes = -(-steps * training.batch_size // used)
-        epochs = [chosen[torch.randperm(count, generator=generator)[:used]] for _ in range(passes)]
+        epochs = [subset[torch.randperm(count, generator=generator)[:used]] for _ in range(passes)]
         orders.append(torch.cat(epochs)[: steps * training.batch_size].view(steps, training.batch_size))
     return torch.stack(orders)
