@@ -54,17 +54,12 @@ def split_zoo(settings: Profile, seed: int, kind: str) -> tuple[Zoo, Zoo]:
     return zoo.select(~late), zoo.select(late)
 
 
-def distillation_steps(settings: Profile) -> int:
-    """Steps with which each network's factors are tuned: a third of the VAE's, 400 in the tutorial."""
-    return settings.vae_steps // 3
-
-
 def fitters(settings: Profile, seed: int) -> dict[str, Callable[[Zoo, dict[str, Task]], Encoder]]:
     """How each encoder is fitted to a zoo's training networks."""
     linear = {
         "pca": lambda zoo, tasks: PCA.fit(zoo, min(settings.latent_dim, len(zoo) - 1)),
         "lora": lambda zoo, tasks: LoRA.fit(zoo, settings.lora_rank),
-        "lora_distilled": lambda zoo, tasks: DistilledLoRA.fit(zoo, tasks, settings.lora_rank, distillation_steps(settings)),
+        "lora_distilled": lambda zoo, tasks: DistilledLoRA.fit(zoo, tasks, settings.lora_rank, settings.vae_steps // 3),
     }
     trained = {
         name: lambda zoo, tasks, vae=vae: train_vae(zoo, tasks, vae, seed)[0] for name, vae in autoencoders(settings).items()

@@ -88,9 +88,9 @@ def contenders(experiment: Setup) -> tuple[list[Generator], dict[str, float]]:
     return [*methods.values(), *variants], {name: seconds for name, (_, seconds) in timed.items()}
 
 
-def speed(generator: Generator, experiment: Setup, n: int = 256) -> float:
+def speed(generator: Generator, experiment: Setup) -> float:
     """Networks generated in a second of the processor, decoding included."""
-    y = next(iter(experiment.fresh.values()))[0]
+    n, y = 256, next(iter(experiment.fresh.values()))[0]
     start = time.process_time()
     generator.sample(n, y, seeded(experiment.seed))
     return n / (time.process_time() - start)

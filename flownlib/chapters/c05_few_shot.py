@@ -29,6 +29,7 @@ from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded, seeded_module
 from flownlib.tasks import glyph_pool, load_task
 from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT
+from flownlib.weights import Artifact
 
 WAY, QUERIES, MANY = 5, 15, 40
 SHOTS = (1, 5)
@@ -118,24 +119,20 @@ class Heads:
     gauge: HeadGauge
 
 
-def _classes(settings: Profile, seed: int, pool: Tensor) -> Tensor:
-    return torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
+def _heads(stored: Artifact) -> Heads:
+    tokens, classes, mean, scale = (stored.tensors[name] for name in ("tokens", "classes", "mean", "scale"))
+    return Heads(tokens, classes, HeadGauge(mean, scale))
 
 
-@memo(tensors)
-def _heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> dict[str, Tensor]:
+@memo(_heads)
+def many_shot_heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> dict[str, Tensor]:
+    """Logistic-regression heads for random 5-way tasks, each trained on all images of its classes: what the flow imitates."""
     labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
-    classes = _classes(settings, seed, pool)
+    classes = torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
     parts = [logistic_head(pool[group].flatten(1, 2), labels, WAY, weight_decay) for group in classes.split(250)]
     rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return {"rows": rows, "bias": bias}
-
-
-def many_shot_heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> Heads:
-    """Logistic-regression heads for random 5-way tasks, each trained on all images of its classes: what the flow imitates."""
-    stored = _heads(settings, seed, pool, weight_decay)
-    frame = HeadGauge.fit(stored["rows"], stored["bias"], pool[:, :5])
-    return Heads(frame.to_tokens(stored["rows"], stored["bias"]), _classes(settings, seed, pool), frame)
+    gauge = HeadGauge.fit(rows, bias, pool[:, :5])
+    return {"tokens": gauge.to_tokens(rows, bias), "classes": classes, "mean": gauge.mean, "scale": gauge.scale}
 
 
 @dataclass(frozen=True)
@@ -207,9 +204,9 @@ def trained(settings: Profile, seed: int, data: Data) -> Trained:
     return Trained(**flows, caml=caml, plda=PLDA.fit(pool), weight_decay=decay, heads=heads, losses=losses)
 
 
-def ensemble(flow: HeadFlow, episodes: Episodes, seed: int, members: int = 10) -> Tensor:
-    """Log of the mean probability over heads from several samples: [m, q, n]."""
-    samples = [flow.logits(episodes, seeded(seed, 70, member)).softmax(-1) for member in range(members)]
+def ensemble(flow: HeadFlow, episodes: Episodes, seed: int) -> Tensor:
+    """Log of the mean probability over heads from ten samples: [m, q, n]."""
+    samples = [flow.logits(episodes, seeded(seed, 70, member)).softmax(-1) for member in range(10)]
     return torch.stack(samples).mean(0).log()
 
 

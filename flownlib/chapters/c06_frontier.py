@@ -21,7 +21,7 @@ from flownlib.chapters import shared
 from flownlib.chapters.records import Records
 from flownlib.chapters.shared_methods import KINDS, Setup, fitted, setup
 from flownlib.encoders import PCA, WeightSpace
-from flownlib.evaluation import MEASURES, judge
+from flownlib.evaluation import HELD_OUT, MEASURES, judge
 from flownlib.extensions.activations import ActivationMatched
 from flownlib.extensions.correction import Corrected, CorrectorTraining, FreshTraining
 from flownlib.extensions.frontier import criteria, margin, points
@@ -40,10 +40,7 @@ OURS = ("pca_flow", "corrected", "corrected_flow", "matched")
 SHARES, SHARES_OF_OURS, CURVE = (0.0, 0.3), (0.0, 0.1, 0.3), (0.0, 0.1, 0.3, 0.6)
 CURVED = ("fresh", "gaussian", "matched")
 # chosen by validation accuracy, spread, offset and distance on the validation images of seed 0
-MATCHING = {
-    "shared": {"parents": 2, "ridge": 1e-4, "widen": 1.0},
-    "independent": {"parents": 3, "ridge": 1e-4, "widen": 1.1},
-}
+MATCHING = {"shared": {"parents": 2, "ridge": 1e-4, "widen": 1.0}, "independent": {"parents": 3, "ridge": 1e-4, "widen": 1.1}}
 
 
 @dataclass
@@ -113,9 +110,6 @@ def further_trained(
     seeds = torch.randint(2**31, (len(weights),), generator=generator).tolist()
     orders = minibatch_orders(seeds, len(images), training)[:, : steps[-1]]
     return train_many(model, weights, images, orders, training.learning_rate, steps)
-
-
-HELD_OUT = "zoo_held_out"
 
 
 def judged(start: Generator, experiment: Setup) -> list[dict]:

@@ -124,8 +124,8 @@ def last_of_each_run(zoo: Zoo) -> Zoo:
     for run, files in zoo.table[last].groupby("run")["file"]:
         if len(files) > 1:
             raise ValueError(
-                f"which is the last checkpoint of run {run!r}, {', '.join(files[:3])}? Say their steps by names such as epoch_3, "
-                "or move all but one out of the folder"
+                f"which is the last checkpoint of run {run!r}, {', '.join(files[:3])}? Say their steps by names such as "
+                "epoch_3, or move all but one out of the folder"
             )
     return zoo.select(last)
 
@@ -139,8 +139,8 @@ def with_accuracy(zoo: Zoo, task: Task) -> Zoo:
     low, high = int(task.test.y.min()), int(task.test.y.max())
     if low < 0 or high >= zoo.model.num_classes:
         raise ValueError(
-            f"the labels of task {task.name!r} are {low} to {high}, and the networks' classes 0 to {zoo.model.num_classes - 1}: "
-            "labels begin at 0"
+            f"the labels of task {task.name!r} are {low} to {high}, and the networks' classes 0 to "
+            f"{zoo.model.num_classes - 1}: labels begin at 0"
         )
     accuracy = score(zoo.model, zoo.weights, task.test.x, task.test.y).accuracy
     return replace(zoo, table=zoo.table.assign(test_accuracy=accuracy.tolist()))

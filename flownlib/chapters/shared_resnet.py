@@ -1,7 +1,4 @@
-"""Notebook 07's example: a folder of checkpoints as a user would have one, of a torchvision ResNet-18 fine-tuned many times.
-
-The network is pre-trained on one alphabet; a few of its tensors are then fine-tuned, once for each run.
-"""
+"""torchvision's ResNet-18, pre-trained on one alphabet: what notebook 07 fine-tunes, and the study of adapted layers."""
 
 from __future__ import annotations
 

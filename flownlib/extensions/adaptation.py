@@ -62,26 +62,22 @@ def fine_tune(
 
 
 @torch.no_grad()
-def query_accuracy(model: Classifier, weights: Tensor, episodes: Episodes, group: int = 8) -> Tensor:
+def query_accuracy(model: Classifier, weights: Tensor, episodes: Episodes) -> Tensor:
     """Share of each episode's queries that its network gets right: [m], for weights [m, p]."""
-    parts = zip(weights.split(group), episodes.query_x.split(group), strict=True)
+    parts = zip(weights.split(8), episodes.query_x.split(8), strict=True)
     right = [model.forward(w, x).argmax(-1) == episodes.query_y for w, x in parts]
     return torch.cat(right).float().mean(1)
 
 
-def adaptation_curve(
-    model: Classifier, weights: Tensor, episodes: Episodes, learning_rate: float, epochs: Sequence[int] = EPOCHS, seed: int = 0
-) -> Tensor:
-    """Query accuracy [len(epochs), m] while the initial weights [m, p] are fine-tuned on the episodes' support."""
-    checkpoints = fine_tune(model, weights, episodes.support_x, episodes.support_y, learning_rate, epochs, seed)
+def adaptation_curve(model: Classifier, weights: Tensor, episodes: Episodes, learning_rate: float, seed: int = 0) -> Tensor:
+    """Query accuracy [len(EPOCHS), m] while the initial weights [m, p] are fine-tuned on the episodes' support."""
+    checkpoints = fine_tune(model, weights, episodes.support_x, episodes.support_y, learning_rate, seed=seed)
     return torch.stack([query_accuracy(model, after, episodes) for after in checkpoints])
 
 
-def choose_learning_rate(
-    model: Classifier, weights: Tensor, validation: Episodes, rates: Sequence[float] = LEARNING_RATES
-) -> float:
+def choose_learning_rate(model: Classifier, weights: Tensor, validation: Episodes) -> float:
     """The rate with the best mean query accuracy over epochs 1–25 of the validation episodes."""
-    return max(rates, key=lambda rate: adaptation_curve(model, weights, validation, rate)[1:].mean().item())
+    return max(LEARNING_RATES, key=lambda rate: adaptation_curve(model, weights, validation, rate)[1:].mean().item())
 
 
 def with_head(model: Classifier, body: Tensor, rows: Tensor, bias: Tensor) -> Tensor:

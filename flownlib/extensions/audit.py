@@ -39,14 +39,7 @@ from flownlib.zoo import Zoo
 
 COPY, NEAR, NARROW, SAME_ERRORS, LEVEL = 0.05, 0.6, 0.8, 0.95, 0.05
 LEAST = 6  # samples a task
-VERDICTS = (
-    "memorises",
-    "near copies",
-    "averages",
-    "too alike",
-    "not the zoo's distribution",
-    "indistinguishable here",
-)
+VERDICTS = ("memorises", "near copies", "averages", "too alike", "not the zoo's distribution", "indistinguishable here")
 
 
 class SplitZoo(Protocol):

@@ -27,9 +27,7 @@ def without_head(model: Classifier, weights: Tensor) -> Tensor:
     return torch.cat([weights[:, : -model.head_size], torch.zeros_like(weights[:, -model.head_size :])], dim=1)
 
 
-def pretrain_body(
-    model: Classifier, pool: Tensor, steps: int, seed: int, batch_size: int = 256, learning_rate: float = 5e-3
-) -> Tensor:
+def pretrain_body(model: Classifier, pool: Tensor, steps: int, seed: int) -> Tensor:
     """A body trained to tell all classes of a pool apart through one large softmax head, which is then thrown away.
 
     Args:
@@ -45,10 +43,10 @@ def pretrain_body(
     bias, images = nn.Parameter(torch.zeros(classes, device=pool.device)), pool.flatten(0, 1)
 
     def loss() -> Tensor:
-        rows = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
+        rows = torch.randint(len(images), (256,), generator=generator).to(pool.device)
         return F.cross_entropy(F.linear(model.features(body, images[rows])[0], head, bias), rows // per_class)
 
-    minimise(loss, [body, head, bias], steps, learning_rate, "softmax body", clip=math.inf)
+    minimise(loss, [body, head, bias], steps, 5e-3, "softmax body", clip=math.inf)
     return without_head(model, body.detach())
 
 
@@ -61,18 +59,9 @@ class PrototypicalBody:
     losses: list[float]
 
 
-def prototypical_body(
-    model: Classifier,
-    body: Tensor,
-    pool: Tensor,
-    steps: int,
-    seed: int,
-    shot: int = 5,
-    episodes: int = 16,
-    learning_rate: float = 2e-3,
-) -> PrototypicalBody:
+def prototypical_body(model: Classifier, body: Tensor, pool: Tensor, steps: int, seed: int) -> PrototypicalBody:
     """Fine-tune a body so that the nearest centroid of the support is the right class (Snell et al. 2017)."""
-    generator, way = torch.Generator().manual_seed(seed), model.num_classes
+    generator, way, shot, episodes = torch.Generator().manual_seed(seed), model.num_classes, 5, 16
     body = body.clone().requires_grad_()
     log_scale = torch.tensor(-3.0, device=body.device, requires_grad=True)
 
@@ -84,7 +73,7 @@ def prototypical_body(
         means = class_means(features[:, : way * shot], way)
         return query_loss(head_logits(*centroid_head(means, log_scale.exp()), features[:, way * shot :]), drawn.query_y)
 
-    losses = minimise(loss, [body, log_scale], steps, learning_rate, "prototypical body", weight_decay=0.0, clip=math.inf)
+    losses = minimise(loss, [body, log_scale], steps, 2e-3, "prototypical body", weight_decay=0.0, clip=math.inf)
     return PrototypicalBody(without_head(model, body.detach()), log_scale.exp().item(), losses)
 
 

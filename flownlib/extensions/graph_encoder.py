@@ -89,7 +89,7 @@ class EdgeKeys(nn.Module):
         return (self.project(nodes)[:, :, None] * self.code).flatten(1, 2)
 
 
-def orthogonalised(nodes: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalised(nodes: Tensor) -> Tensor:
     """The nodes of a layer [n, units, width] made nearly orthogonal to each other, so that what is bound to one stays its own.
 
     The symmetric orthogonalisation of Löwdin (1950) treats all units alike: permuting them permutes the result.
@@ -98,7 +98,7 @@ def orthogonalised(nodes: Tensor, iterations: int = 5) -> Tensor:
     gram = nodes @ nodes.transpose(1, 2) / nodes.shape[2] + 0.1 * identity
     size = gram.flatten(1).norm(dim=1)[:, None, None]
     root, inverse = gram / size, identity.expand_as(gram)
-    for _ in range(iterations):
+    for _ in range(5):
         # Newton's iteration towards G^(1/2) and G^(-1/2) (Higham 1997)
         step = 1.5 * identity - 0.5 * inverse @ root
         root, inverse = root @ step, step @ inverse

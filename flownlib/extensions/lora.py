@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,20 +186,11 @@ class LatentClassifier:
         """Where each tensor of the latents lies."""
         return self.space.latent_layout
 
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The model's own."""
-        return self.model.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """The model's own."""
-        return self.model.num_classes
-
-    @property
-    def largest_activation(self) -> int:
-        """The model's own."""
-        return self.model.largest_activation
+    def __getattr__(self, name: str) -> Any:
+        """The model's own image_shape, num_classes and largest_activation."""
+        if name in ("image_shape", "num_classes", "largest_activation"):
+            return getattr(self.model, name)
+        raise AttributeError(name)
 
     def forward(self, latents: Tensor, x: Tensor) -> Tensor:
         """Logits [m, b, classes] of m networks given by latents [m, k]; images as for the model."""

@@ -89,8 +89,6 @@ class NetworkFlow(nn.Module):
         pixels: PixelBasis,
         features_std: float,
         centroid_scale: float,
-        width: int = 96,
-        depth: int = 2,
     ) -> None:
         super().__init__()
         self.model, self.gauge, self.pixels, self.features_std = model, gauge, pixels, features_std
@@ -98,8 +96,8 @@ class NetworkFlow(nn.Module):
         self.origin, self.basis = nn.Parameter(basis.origin.clone()), nn.Parameter(basis.basis.clone())
         self.prior = CentroidPrior(centroid_scale)
         context = 2 * (len(pixels.directions) + len(gauge.mean))
-        self.body_flow = ClassTokenVelocity(len(basis.basis), context, width, depth, latent=True)
-        self.head_flow = ClassTokenVelocity(len(gauge.scale), context, width, depth)
+        self.body_flow = ClassTokenVelocity(len(basis.basis), context, latent=True)
+        self.head_flow = ClassTokenVelocity(len(gauge.scale), context)
 
     def body(self, z: Tensor) -> Tensor:
         """Weights [m, p] with a zero head for body coordinates z [m, r]."""
@@ -201,7 +199,6 @@ def fit_flow_matching(
     seed: int,
     shot: int = 5,
     batch_size: int = 16,
-    learning_rate: float = 1e-3,
 ) -> list[float]:
     """Teach both flows, in place, to imitate the zoo: returns the loss at every step.
 
@@ -223,19 +220,11 @@ def fit_flow_matching(
         tokens_1 = tokens[networks[:, None], order.to(tokens.device)]
         return flow.flow_matching_loss(support, z[networks], tokens_1, generator)
 
-    return minimise(loss, learners, steps, learning_rate, "flow matching", weight_decay=1e-4)
+    return minimise(loss, learners, steps, 1e-3, "flow matching", weight_decay=1e-4)
 
 
 def fit_queries(
-    flow: NetworkFlow,
-    pool: Tensor,
-    steps: int,
-    seed: int,
-    shot: int = 5,
-    queries: int = 5,
-    tasks: int = 16,
-    learning_rate: float = 1e-3,
-    euler_steps: int = 2,
+    flow: NetworkFlow, pool: Tensor, steps: int, seed: int, shot: int = 5, queries: int = 5, tasks: int = 16
 ) -> list[float]:
     """Teach the sampler, in place, to write networks that classify new images of random tasks: the loss at every step.
 
@@ -244,11 +233,11 @@ def fit_queries(
     generator, way = torch.Generator().manual_seed(seed), flow.model.num_classes
     shared = [flow.origin, flow.basis]
     others = [p for p in flow.parameters() if all(p is not q for q in shared)]
-    groups = [{"params": shared, "lr": 0.3 * learning_rate}, {"params": others}]
+    groups = [{"params": shared, "lr": 3e-4}, {"params": others}]
 
     def loss() -> Tensor:
         drawn = draw_episodes(pool, tasks, way, shot, queries, generator)
-        weights = flow(drawn.support_x, flow.noise(tasks, generator), euler_steps)
+        weights = flow(drawn.support_x, flow.noise(tasks, generator))
         return query_loss(flow.model.forward(weights, drawn.query_x), drawn.query_y)
 
-    return minimise(loss, groups, steps, learning_rate, "query loss", weight_decay=0.0)
+    return minimise(loss, groups, steps, 1e-3, "query loss", weight_decay=0.0)

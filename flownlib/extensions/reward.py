@@ -42,20 +42,13 @@ def velocity_anchor(model: ClassTokenVelocity, frozen: ClassTokenVelocity, x: Te
 
 
 def reward_fine_tune(
-    flow: NetworkFlow,
-    support: Tensor,
-    steps: int,
-    seed: int,
-    context: int | None = 4,
-    splits: int = 8,
-    learning_rate: float = 1e-4,
-    anchor: float = 0.1,
+    flow: NetworkFlow, support: Tensor, steps: int, seed: int, context: int | None = 4, splits: int = 8
 ) -> NetworkFlow:
     """A copy of the flow, tuned to one support set; the shared body and its basis stay as they are.
 
     Args:
         support: [n * k, c, h, w], sorted by class. context: images a class that condition the flow while the others
-            reward it; None rewards it on the very images that it was shown. anchor: weight of the velocity anchor.
+            reward it; None rewards it on the very images that it was shown.
     """
     generator, way = torch.Generator().manual_seed(seed), flow.model.num_classes
     tuned = copy.deepcopy(flow)
@@ -75,7 +68,7 @@ def reward_fine_tune(
             y = tuned.context(look, features)
         drift = velocity_anchor(tuned.body_flow, flow.body_flow, x_0[0], y, t)
         drift = drift + velocity_anchor(tuned.head_flow, flow.head_flow, x_0[1], y, t)
-        return cross_entropy + anchor * drift
+        return cross_entropy + 0.1 * drift
 
-    minimise(loss, learners, steps, learning_rate, "reward fine-tuning", weight_decay=0.0, constant=True)
+    minimise(loss, learners, steps, 1e-4, "reward fine-tuning", weight_decay=0.0, constant=True)
     return tuned

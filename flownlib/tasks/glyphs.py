@@ -165,12 +165,12 @@ def glyph_images(text: str, per_class: int, seed: int, strength: float = 1.0) ->
     return torch.stack(classes)
 
 
-def without_lookalikes(text: str, avoid: str, threshold: float = 0.88) -> str:
-    """The characters of `text` whose mean drawing has a cosine below `threshold` with that of every one in `avoid`."""
+def without_lookalikes(text: str, avoid: str) -> str:
+    """The characters of `text` whose mean drawing has a cosine below 0.88 with that of every one in `avoid`."""
 
     def unit(characters: str) -> Tensor:
         means = torch.stack([F.avg_pool2d(drawings(c)[:, None], 4).mean(0).flatten() for c in characters])
         return F.normalize(means, dim=1)
 
     closest = (unit(text) @ unit(avoid).T).max(dim=1).values
-    return "".join(c for c, similarity in zip(text, closest.tolist(), strict=True) if similarity < threshold)
+    return "".join(c for c, similarity in zip(text, closest.tolist(), strict=True) if similarity < 0.88)

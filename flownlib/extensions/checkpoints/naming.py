@@ -158,9 +158,8 @@ class Reader:
                 if reason := unusable(tensors[alias]):
                     raise CheckpointError(f"{path} cannot be used: its {alias!r} {reason}.")
                 if not tensors[alias].is_floating_point():
-                    raise CheckpointError(
-                        f"{path} cannot be used: its {alias!r} holds {tensors[alias].dtype} numbers, not real floating-point ones."
-                    )
+                    what = f"holds {tensors[alias].dtype} numbers, not real floating-point ones"
+                    raise CheckpointError(f"{path} cannot be used: its {alias!r} {what}.")
             if other := next((alias for alias in rest if not torch.equal(tensors[first], tensors[alias])), None):
                 raise CheckpointError(
                     f"{path} is not a {self.model.name}: its {first!r} and {other!r} differ, and are one there."
