@@ -64,18 +64,9 @@ def setup(settings: Profile, seed: int, kind: str) -> Setup:
     """Build or load everything for one seed and kind of zoo."""
     zoo, tasks = canonical_zoo(settings, seed, kind=kind), zoo_tasks(settings)
     features, shot = context_backbone(settings, seed), settings.support_per_class
-    return Setup(
-        settings,
-        seed,
-        kind,
-        zoo,
-        tasks,
-        support_contexts(features, tasks, shot, 32, seed),
-        support_contexts(features, tasks, shot, 1, 1_000 + seed),
-        support_sets(features, tasks, shot, 32, seed),
-        support_sets(features, tasks, shot, 1, 1_000 + seed),
-        references(zoo, tasks),
-    )
+    draws = (32, seed), (1, 1_000 + seed)  # how many support sets of each task, and their seed: to learn from, to sample for
+    supports = [read(features, tasks, shot, *drawn) for read in (support_contexts, support_sets) for drawn in draws]
+    return Setup(settings, seed, kind, zoo, tasks, *supports, references(zoo, tasks))
 
 
 def vae_of(experiment: Setup) -> Encoder:
