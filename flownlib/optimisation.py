@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from flownlib.checks import check_count
+
+Built = TypeVar("Built")
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -34,28 +36,50 @@ def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
 
 
 def minimise(
-    loss: Callable[[], Tensor], model: nn.Module, steps: int, learning_rate: float, name: str, weight_decay: float = 1e-3
+    loss: Callable[[], Tensor],
+    model: nn.Module | Sequence[Tensor | dict],
+    steps: int,
+    learning_rate: float,
+    name: str,
+    weight_decay: float = 1e-3,
+    clip: float = 1.0,
+    constant: bool = False,
 ) -> list[float]:
-    """Train a model's parameters in place with AdamW, gradient norms at most 1, and `warmup_cosine`.
+    """Train parameters in place with AdamW, which without weight decay is Adam; returns the loss at every step.
 
     Args:
-        loss: draws a batch and returns its loss, a scalar. name: what the progress bar says.
+        loss: draws a batch and returns its loss, a scalar.
+        model: whose parameters are trained; or these parameters themselves, or groups of them as an optimiser takes.
+        name: what the progress bar says.
+        clip: the largest norm of the gradient over all parameters; `math.inf` lets it be.
+        constant: keep the learning rate as it is, in place of `warmup_cosine`.
 
-    Returns:
-        The loss at every step.
+    Raises:
+        ValueError: for less than one step.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
+    check_count("the number of training steps", steps)
+    parameters = model.parameters() if isinstance(model, nn.Module) else model
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
+    learners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if constant else warmup_cosine(step, steps))
     losses = []
     for _ in tqdm(range(steps), desc=name, leave=False, disable=None):
         value = loss()
         optimizer.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if clip < math.inf:
+            nn.utils.clip_grad_norm_(learners, clip)
         optimizer.step()
         schedule.step()
         losses.append(value.item())
     return losses
+
+
+def seeded_module(seed: int, build: Callable[[], Built]) -> Built:
+    """What `build` returns with torch's own random numbers seeded for it; outside of it they go on as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def seeded(*numbers: int) -> torch.Generator:

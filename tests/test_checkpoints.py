@@ -14,13 +14,18 @@ import torch
 from safetensors.torch import save_file
 
 from flownlib.extensions.checkpoints.folders import import_checkpoints, run_and_step
-from flownlib.extensions.checkpoints.naming import read_weights
-from flownlib.extensions.checkpoints.reading import CheckpointError, read_state_dict
+from flownlib.extensions.checkpoints.naming import Reader
+from flownlib.extensions.checkpoints.reading import CheckpointError, tensor_maps
 from flownlib.extensions.checkpoints.writing import export_checkpoints, state_dict_of
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_medium, cnn_small, mlp
 from flownlib.zoo import Zoo
+
+
+def read_weights(path, model, **how) -> torch.Tensor:
+    """One checkpoint's weights, float32 [p]; `how` are the fields of Reader."""
+    return Reader(model, **how).vector(path)
 
 
 def states(count, model=None):
@@ -200,7 +205,7 @@ def test_folders_without_checkpoints_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         import_checkpoints(tmp_path / "nowhere", cnn_small())
     with pytest.raises(CheckpointError, match="nothing.pt does not exist"):
-        read_state_dict(tmp_path / "nothing.pt")
+        tensor_maps(tmp_path / "nothing.pt")
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="holds no checkpoint of a cnn_small"):
         import_checkpoints(tmp_path, cnn_small(), skip=True)
@@ -273,7 +278,7 @@ def test_what_fits_twice_is_asked_about(tmp_path):
     with pytest.raises(CheckpointError, match=r"several networks that fit; choose one of key='model', key='model_ema'\.$"):
         read_weights(tmp_path / "a.pt", PLAIN)
     assert torch.equal(read_weights(tmp_path / "a.pt", PLAIN, key="model_ema"), VECTOR + 1)
-    assert read_state_dict(tmp_path / "a.pt", "model").keys() == STATE.keys()
+    assert tensor_maps(tmp_path / "a.pt")["model"].keys() == STATE.keys()
     with pytest.raises(CheckpointError, match=r"no tensors under 'ema'; it holds 'model' \(a.weight, a.bias, b.weight, …\)"):
         read_weights(tmp_path / "a.pt", PLAIN, key="ema")
     torch.save(prefixed("model.") | {f"module.{name}": tensor for name, tensor in other.items()}, tmp_path / "b.pt")
@@ -332,7 +337,7 @@ def restored(module, state):
 def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        read_state_dict(tmp_path / name)
+        tensor_maps(tmp_path / name)
 
 
 def test_files_are_known_by_content_and_programs_are_refused(tmp_path):
@@ -345,7 +350,7 @@ def test_files_are_known_by_content_and_programs_are_refused(tmp_path):
         archive.writestr("a.txt", "")
     for name, words in (("script.pt", "a TorchScript program"), ("other.pt", "a zip archive without a checkpoint")):
         with pytest.raises(CheckpointError, match=words):
-            read_state_dict(tmp_path / name)
+            tensor_maps(tmp_path / name)
 
 
 def test_parts_with_an_index_are_joined(tmp_path, caplog):

@@ -77,12 +77,9 @@ def test_latents_and_decoded_weights_follow_a_permutation(model):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_the_summary_and_the_decoded_function_ignore_a_permutation(model):
+def test_the_decoded_function_ignores_a_permutation(model):
     weights, scrambled, _, encoder, decoder = example(model)
     latents, moved = mean_of(encoder, weights), mean_of(encoder, scrambled)
-    summary = encoder.pooled(latents)
-    assert summary.shape == (3, 2 * 6 * len(model.layers))
-    assert (summary - encoder.pooled(moved)).abs().max() < 1e-10 < (summary[0] - summary[1]).abs().max()
     x = torch.randn(5, *model.image_shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     logits = model.forward(10 * decoder(latents), x)
     logits, again = logits / logits.abs().max(), model.forward(10 * decoder(moved), x) / logits.abs().max()

@@ -13,13 +13,18 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from flownlib.extensions.checkpoints.folders import import_checkpoints
-from flownlib.extensions.checkpoints.naming import read_weights
+from flownlib.extensions.checkpoints.naming import Reader
 from flownlib.extensions.checkpoints.writing import export_checkpoints
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.zoo import Zoo
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
 INTERNAL = re.compile(r"Traceback|File \"|line \d+|object at 0x|\n")
+
+
+def read_weights(path, model, **how) -> torch.Tensor:
+    """One checkpoint's weights, float32 [p]; `how` are the fields of Reader."""
+    return Reader(model, **how).vector(path)
 
 
 class Plain(torch.nn.Module):

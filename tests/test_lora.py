@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
+from module_examples import resnet18
 
 from flownlib.chapters import c02_low_rank as studies_lora
 from flownlib.chapters import c02_resnet as studies_resnet
 from flownlib.chapters.shared_resnet import colour_task
+from flownlib.encoders import Standardiser
 from flownlib.extensions.lora import LatentClassifier, LoRA, adapt
-from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
+from flownlib.extensions.modules import ModuleClassifier
 from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_medium, mlp
 from flownlib.optimisation import seeded
@@ -217,7 +220,8 @@ def test_saved_and_loaded_it_decodes_identically(space: LoRA, tmp_path):
 
 
 def test_it_follows_the_dtype_of_its_inputs(space: LoRA):
-    single, latents = space.to(torch.float32), some_latents(space)
+    scaling = Standardiser(space.standardiser.mean.float(), space.standardiser.scale.float())
+    single, latents = replace(space, base=space.base.float(), standardiser=scaling), some_latents(space)
     weights = single.decode(latents.float())
     assert weights.dtype == single.encode(weights).dtype == single.start(2, generator()).dtype == torch.float32
     torch.testing.assert_close(weights.double(), space.decode(latents), atol=1e-5, rtol=1e-5)
@@ -243,7 +247,7 @@ def test_a_space_that_cannot_be_is_refused(choice: dict, message: str):
 
 
 def test_resnet_by_layer_name():
-    model = torchvision_classifier("resnet18", "all", image_size=32)
+    model = resnet18()
     base = model.layout.join({name: tensor.detach() for name, tensor in model.template.named_parameters()})
     space = LoRA.of(model.layout, base, 2, ("layer4.*.conv*.weight",), ("fc.*",))
     # 2 (512 + 256 · 9) for the first of four convolutions, 2 (512 + 512 · 9) for the others, and the head

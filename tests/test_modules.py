@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from module_examples import residual_classifier, resnet18
 
 from flownlib.extensions.frozen_prefix import SuffixClassifier
-from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
-from flownlib.extensions.residual import residual_classifier
+from flownlib.extensions.modules import ModuleClassifier
 from flownlib.networks import cnn_small
 from flownlib.scoring import Split, score
 from flownlib.speed.loops import train_many, train_one
@@ -19,6 +19,7 @@ def recurrent() -> torch.nn.Module:
     )
 
 
+NORMS, HEAD = ("*bn?.*", "*.downsample.1.*"), ("fc.*",)
 OWN = ModuleClassifier("own", (1, 8, 8), recurrent)
 
 
@@ -57,10 +58,10 @@ def test_the_same_network_both_ways():
 
 
 @pytest.mark.parametrize(
-    "subset, size, tensors", [("norms", 9600, 40), ("head", 5130, 2), ("norms+head", 14730, 42), ("all", 11_181_642, 62)]
+    "patterns, size, tensors", [(NORMS, 9600, 40), (HEAD, 5130, 2), (NORMS + HEAD, 14730, 42), (("*",), 11_181_642, 62)]
 )
-def test_resnet_by_subset(subset, size, tensors):
-    model = torchvision_classifier("resnet18", subset, image_size=32)
+def test_resnet_by_subset(patterns, size, tensors):
+    model = resnet18(patterns)
     assert (model.layout.size, len(model.layout.names)) == (size, tensors)
     weights = model.initialise(2, torch.Generator().manual_seed(0))
     weights[1] += 0.01
@@ -80,12 +81,10 @@ def test_a_small_residual_network():
     assert module[:-3](x).shape == (3, 16, 7, 7) and residual_classifier(4, 4).module()[:6](x).shape == (3, 8, 7, 7)
     block = module[3]
     assert torch.equal(block(h := module[:3](x)), torch.relu(block.bn2(block.conv2(block.bn1(block.conv1(h)).relu())) + h))
-    with pytest.raises(ValueError, match="at least two blocks, one for each width, not 1"):
-        residual_classifier(blocks=1)
 
 
 def test_a_subset_trains_and_the_rest_stays():
-    model = torchvision_classifier("resnet18", "norms+head", image_size=32)
+    model = resnet18(NORMS + HEAD)
     generator = torch.Generator().manual_seed(0)
     split = Split(torch.randn(12, 3, 32, 32, generator=generator), torch.arange(12) % 10)
     trained = train_many(model, model.initialise(2, generator), split, minibatch_orders(range(2), 12, Training(2, 6)), 1e-3)[-1]
@@ -94,19 +93,7 @@ def test_a_subset_trains_and_the_rest_stays():
     assert changed and changed <= set(model.layout.names) and not torch.equal(trained[0], trained[1])
 
 
-@pytest.mark.parametrize("name, norms", [("convnext_tiny", 16320), ("vit_b_16", 38400)])
-def test_the_other_torchvision_networks(name, norms):
-    model = torchvision_classifier(name, "norms", image_size=224)
-    assert model.layout.size == norms and model.num_classes == 10
-
-
 def test_what_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="there is no torchvision classifier 'alexnet' here; choose one of resnet18"):
-        torchvision_classifier("alexnet")
-    with pytest.raises(ValueError, match="there is no subset 'biases'; choose one of norms, head"):
-        torchvision_classifier("resnet18", "biases")
-    with pytest.raises(ValueError, match="vit_b_16 takes images 224 wide, not 64"):
-        torchvision_classifier("vit_b_16")
     with pytest.raises(ValueError, match="no floating-point tensor matches"):
         _ = ModuleClassifier("own", (1, 8, 8), recurrent, ("nothing.*",)).layout
 

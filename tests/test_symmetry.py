@@ -5,10 +5,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from module_examples import ResidualBlock, residual_classifier, resnet18
 from torch import nn
 
-from flownlib.extensions.modules import ModuleClassifier, torchvision_classifier
-from flownlib.extensions.residual import ResidualBlock, residual_classifier
+from flownlib.extensions.modules import ModuleClassifier
 from flownlib.extensions.traced_symmetry import of_module
 from flownlib.networks import CLASSIFIERS, Classifier, cnn_small, mlp
 from flownlib.symmetry import Aligner, balance, match, permute, rescale
@@ -226,7 +226,7 @@ def test_torchvision_resnets_have_a_group_a_stage_and_the_blocks_own(name, group
 
 
 def test_resnet18_is_unchanged():
-    model = replace(torchvision_classifier("resnet18", "all", image_size=32), statistics=True)
+    model = resnet18(statistics=True)
     weights, x, generator = networks(model, 1)
     before = model.forward(weights, x[:2])
     moved = scrambled(model, balance(model, weights, rounds=1), generator)

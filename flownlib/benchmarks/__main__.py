@@ -40,26 +40,26 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--classifier", default="cnn_small")
     options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options.add_argument("--no-save", action="store_true", help="print only")
-    chosen = options.parse_args(arguments)
-    command, rounds = COMMANDS[chosen.name]
+    wanted = options.parse_args(arguments)
+    command, rounds = COMMANDS[wanted.name]
     try:
         check_environment()
-        chosen.rounds = rounds if chosen.rounds is None else ROUNDS.parse("--rounds", chosen.rounds)
-        chosen.networks = [NETWORKS.parse("--networks", text) for text in chosen.networks or []]
-        weights = classifier(chosen.classifier).layout.size
-        require_memory({"training (--networks, --classifier)": 16 * weights * max(chosen.networks, default=1)})
-        if chosen.device == "cuda" and not torch.cuda.is_available():
+        wanted.rounds = rounds if wanted.rounds is None else ROUNDS.parse("--rounds", wanted.rounds)
+        wanted.networks = [NETWORKS.parse("--networks", text) for text in wanted.networks or []]
+        weights = classifier(wanted.classifier).layout.size
+        require_memory({"training (--networks, --classifier)": 16 * weights * max(wanted.networks, default=1)})
+        if wanted.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda needs a graphics card, and torch finds none here")
         torch.set_num_threads(1)
         backends.keep_freed_memory()
-        made = command(chosen)
+        records = command(wanted)
     except (ValueError, OSError) as error:
         print(one_line(error), file=sys.stderr)
         return 2
-    if not chosen.no_save:
-        suffix = "" if chosen.classifier == "cnn_small" else f"_{chosen.classifier}"
-        name = f"benchmark_{chosen.name}{suffix}_{chosen.device}"
-        print(f"results: {results.write(name, 'tutorial', made, committed=True)}")
+    if not wanted.no_save:
+        suffix = "" if wanted.classifier == "cnn_small" else f"_{wanted.classifier}"
+        name = f"benchmark_{wanted.name}{suffix}_{wanted.device}"
+        print(f"results: {results.write(name, 'tutorial', records, committed=True)}")
     return 0
 
 

@@ -6,17 +6,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from flownlib.benchmarks.device import device_name
-from flownlib.harness import results
+from flownlib.benchmarks.measurements import Measurements, usable_backends
 from flownlib.networks import Classifier, Conv, classifier
 from flownlib.scoring import Split, logits_of
-from flownlib.speed import backends
 from flownlib.speed.loops import train_many, train_one
 from flownlib.speed.plan import Training, initial_weights, minibatch_orders
 from flownlib.statistics import mean_interval
@@ -64,9 +63,9 @@ def vmap_steps(model: Classifier, weights: Tensor, data: Split, orders: Tensor) 
     module = model.module().to(weights.device)
     weights = weights.clone().requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=3e-3, fused=True)
-    one = vmap(lambda vector, x: functional_call(module, model.layout.views(vector), (x,)))
+    batched = vmap(lambda vector, x: functional_call(module, model.layout.views(vector), (x,)))
     for batch in orders.unbind(1):
-        logits = one(weights, data.x[batch])
+        logits = batched(weights, data.x[batch])
         loss = F.cross_entropy(logits.flatten(0, 1), data.y[batch].flatten(), reduction="sum") / batch.shape[1]
         optimizer.zero_grad()
         loss.backward()
@@ -93,11 +92,10 @@ def zoo_jobs(model: Classifier, device: str, counts: list[int]) -> dict[tuple[st
         return steps
 
     jobs: dict[tuple[str, str, int], Job] = {("loop", "own", 1): alone}
-    methods = ("torch", "lanes") if backends.choose("auto", model, torch.float32, device) == "lanes" else ("torch",)
     for m in counts:
         steps, few = max(10, min(40, 640 // m)), max(3, min(40, 640 // m))
         jobs["vmap", "own", m] = lambda m=m, few=few: vmap_steps(model, weights[:m], data, orders[:m, :few])
-        for method in methods:
+        for method in reversed(usable_backends(model, device)):
             for shared in (False, True):
                 key = (method, "shared" if shared else "own", m)
                 jobs[key] = lambda m=m, shared=shared, method=method, steps=steps: many(m, shared, method, steps)
@@ -121,17 +119,13 @@ def zoo(options: argparse.Namespace) -> list[dict]:
     fastest = statistics.median(peaks)
     share = operations_per_step(model) / fastest
     loop = rates["loop", "own", 1]
-    print(f"{model.name} on {device_name(device)}, {options.rounds} rounds; matrix products {fastest / 1e9:.0f} GFLOP/s")
-    print(f"{'method':<8}{'minibatches':<13}{'M':>5}{'steps/s':>12}{'× loop (95 %)':>26}{'of peak':>9}")
-    made = []
-    for (method, minibatches, m), found in rates.items():
-        ratio, rate = mean_interval([a / b for a, b in zip(found, loop, strict=True)]), mean_interval(found)
-        print(f"{method:<8}{minibatches:<13}{m:>5}{rate.value:>12,.0f}{str(ratio):>26}{rate.value * share:>8.0%}")
-        setting = {"classifier": model.name, "minibatches": minibatches, "networks": m, "device": device_name(device)}
-        made.append(results.record("model_steps_per_second", method, setting, rate, [0]))
-        made.append(results.record("speedup", method, setting, ratio, [0]))
-        made.append(results.record("share_of_peak", method, setting, mean_interval([r * share for r in found]), [0]))
-    return made + evaluation(model, device, options.rounds)
+    measured = Measurements(device)
+    for (method, minibatches, m), steps in rates.items():
+        setting = {"classifier": model.name, "minibatches": minibatches, "networks": m}
+        measured.add("model_steps_per_second", method, mean_interval(steps), **setting)
+        measured.add("speedup", method, mean_interval([a / b for a, b in zip(steps, loop, strict=True)]), **setting)
+        measured.add("share_of_peak", method, mean_interval([rate * share for rate in steps]), **setting)
+    return [*measured, *evaluation(model, device, options.rounds)]
 
 
 def evaluation(model: Classifier, device: str, rounds: int) -> list[dict]:
@@ -146,18 +140,16 @@ def evaluation(model: Classifier, device: str, rounds: int) -> list[dict]:
         for images in x.split(1000):
             module(images)
 
-    jobs = {"loop": (plain, 1), "torch": (lambda: logits_of(model, weights, x, backend="torch"), 32)}
-    if backends.choose("auto", model, torch.float32, device) == "lanes":
-        jobs["lanes"] = (lambda: logits_of(model, weights, x, backend="lanes"), 32)
+    jobs = {"loop": (plain, 1)}
+    for backend in reversed(usable_backends(model, device)):
+        jobs[backend] = (partial(logits_of, model, weights, x, backend=backend), 32)
     rates: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, (job, count) in jobs.items():
             start = clock(device)
             job()
             rates[name].append(count / (clock(device) - start))
-    made = []
-    for name, found in rates.items():
-        print(f"evaluation on 5,000 images, {name:<6}{mean_interval(found).value:>10,.0f} networks/s")
-        setting = {"classifier": model.name, "images": 5000, "device": device_name(device)}
-        made.append(results.record("networks_per_second", name, setting, mean_interval(found), [0]))
-    return made
+    measured = Measurements(device)
+    for name, networks in rates.items():
+        measured.add("networks_per_second", name, mean_interval(networks), classifier=model.name, images=5000)
+    return measured

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flownlib.checks import check_count
+from flownlib.evaluation import distances
 
 NOISE = 0.5  # standard deviation of the noise on every observed y
 POINTS = 24  # observations in one network's own training sample
@@ -182,7 +183,7 @@ class Batches:
 
 
 def retrieve(zoo: PlaneZoo, x: Tensor, y: Tensor) -> Tensor:
-    """Null: the networks [k, 2] of the task whose networks fit one support set x, y [m] best on average."""
+    """Baseline: the networks [k, 2] of the task whose networks fit one support set x, y [m] best on average."""
     losses = (predict(zoo.weights, x) - y).square().mean(dim=1)
     return zoo.of(min(zoo.task.unique().tolist(), key=lambda task: float(losses[zoo.task == task].mean())))
 
@@ -196,19 +197,19 @@ def train_on_support(x: Tensor, y: Tensor, generator: torch.Generator, starts: i
 
 
 def noisy(zoo: Tensor, count: int, generator: torch.Generator, scale: float = 0.1) -> Tensor:
-    """Null: `count` training networks plus normal noise of `scale` times the zoo's standard deviation, [count, 2]."""
+    """Baseline: `count` training networks plus normal noise of `scale` times the zoo's standard deviation, [count, 2]."""
     rows = torch.randint(len(zoo), (count,), generator=generator)
     return zoo[rows] + scale * zoo.std(dim=0) * torch.randn(count, 2, generator=generator)
 
 
 def gaussian(zoo: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Null: `count` draws from the normal distribution with the zoo's mean and covariance, [count, 2]."""
+    """Baseline: `count` draws from the normal distribution with the zoo's mean and covariance, [count, 2]."""
     root = torch.linalg.cholesky(zoo.T.cov() + 1e-6 * torch.eye(2))
     return zoo.mean(dim=0) + torch.randn(count, 2, generator=generator) @ root.T
 
 
 def average(zoo: Tensor, count: int, generator: torch.Generator, parents: int = 10) -> Tensor:
-    """Null: `count` averages of `parents` networks drawn at random, [count, 2]."""
+    """Baseline: `count` averages of `parents` networks drawn at random, [count, 2]."""
     rows = torch.randint(len(zoo), (count, parents), generator=generator)
     return zoo[rows].mean(dim=1)
 
@@ -219,8 +220,8 @@ def spread(weights: Tensor, zoo: Tensor) -> float:
 
 
 def nearest(weights: Tensor, training: Tensor) -> Tensor:
-    """Distance [n] to the nearest training network; not by matrix products, whose rounding would hide exact copies."""
-    return torch.cdist(weights, training, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
+    """Distance [n] to the nearest training network."""
+    return distances(weights, training).amin(dim=1)
 
 
 def nearest_training_distance(weights: Tensor, training: Tensor, held_out: Tensor) -> float:

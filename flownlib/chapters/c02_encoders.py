@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flownlib.chapters import shared as recipes
+from flownlib.chapters import shared
+from flownlib.chapters.records import Records
 from flownlib.chapters.shared import autoencoders
 from flownlib.encoders import PCA, Encoder, WeightSpace, reconstruct
 from flownlib.extensions.distilled_lora import DistilledLoRA
@@ -44,18 +45,13 @@ def split_zoo(settings: Profile, seed: int, kind: str) -> tuple[Zoo, Zoo]:
     The last checkpoints of a run are near copies of those before them, so that split flatters whoever memorises.
     """
     if kind == "aligned":
-        canonical = recipes.canonical_zoo(settings, seed)
+        canonical = shared.canonical_zoo(settings, seed)
         return canonical.train, canonical.held_out
-    zoo = collect(recipes.zoo_settings(settings, seed, kind))
+    zoo = collect(shared.zoo_settings(settings, seed, kind))
     if kind != "one_run":
         return zoo.split(settings.held_out_per_task)
     late = zoo.table.groupby("task")["step"].rank(method="dense", ascending=False) <= settings.held_out_per_task
     return zoo.select(~late), zoo.select(late)
-
-
-def distillation_steps(settings: Profile) -> int:
-    """Steps with which each network's factors are tuned: a third of the VAE's, 400 in the tutorial."""
-    return settings.vae_steps // 3
 
 
 def fitters(settings: Profile, seed: int) -> dict[str, Callable[[Zoo, dict[str, Task]], Encoder]]:
@@ -63,11 +59,10 @@ def fitters(settings: Profile, seed: int) -> dict[str, Callable[[Zoo, dict[str, 
     linear = {
         "pca": lambda zoo, tasks: PCA.fit(zoo, min(settings.latent_dim, len(zoo) - 1)),
         "lora": lambda zoo, tasks: LoRA.fit(zoo, settings.lora_rank),
-        "lora_distilled": lambda zoo, tasks: DistilledLoRA.fit(zoo, tasks, settings.lora_rank, distillation_steps(settings)),
+        "lora_distilled": lambda zoo, tasks: DistilledLoRA.fit(zoo, tasks, settings.lora_rank, settings.vae_steps // 3),
     }
     trained = {
-        name: lambda zoo, tasks, chosen=chosen: train_vae(zoo, tasks, chosen, seed)[0]
-        for name, chosen in autoencoders(settings).items()
+        name: lambda zoo, tasks, vae=vae: train_vae(zoo, tasks, vae, seed)[0] for name, vae in autoencoders(settings).items()
     }
     return linear | trained
 
@@ -119,14 +114,14 @@ def timed(fit_encoder: Callable[[], Encoder]) -> Artifact:
 def fit(settings: Profile, seed: int, kind: str, name: str) -> Artifact:
     """One encoder, fitted to one kind of zoo."""
     train, _ = split_zoo(settings, seed, kind)
-    tasks = recipes.zoo_tasks(settings)
+    tasks = shared.zoo_tasks(settings)
     return timed(lambda: fitters(settings, seed)[name](train, tasks))
 
 
 def width_zoos(settings: Profile, seed: int) -> dict[str, tuple[Zoo, Zoo]]:
     """(training, held-out) perceptrons of every one of WIDTHS, as training left them."""
     return {
-        name: collect(recipes.zoo_settings(settings, seed, classifier=f"mlp_1x28x28_{width}_10")).split(
+        name: collect(shared.zoo_settings(settings, seed, classifier=f"mlp_1x28x28_{width}_10")).split(
             settings.held_out_per_task
         )
         for name, width in WIDTHS.items()
@@ -137,66 +132,62 @@ def width_zoos(settings: Profile, seed: int) -> dict[str, tuple[Zoo, Zoo]]:
 def fit_widths(settings: Profile, seed: int, zoos: dict[str, tuple[Zoo, Zoo]]) -> Artifact:
     """The graph encoder of the comparison, fitted to the first two zoos together, for the first; see `at_width`."""
     seen = [train for train, _ in list(zoos.values())[:2]]
-    chosen = autoencoders(settings)["vae_graph"]
-    return timed(lambda: train_on_widths(seen, recipes.zoo_tasks(settings), chosen, seed)[0])
+    vae = autoencoders(settings)["vae_graph"]
+    return timed(lambda: train_on_widths(seen, shared.zoo_tasks(settings), vae, seed)[0])
 
 
 @torch.no_grad()
 def midpoints(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task]) -> Tensor:
     """Test accuracy of what lies halfway, in latent space, between disjoint pairs of networks of one task [pairs]."""
-    found = []
+    accuracies = []
     for name in zoo.tasks:
         latents = encoder.encode(zoo.task(name).weights)
         half = len(latents) // 2
         decoded = encoder.decode((latents[:half] + latents[half : 2 * half]) / 2)
-        found.append(score(zoo.model, decoded, tasks[name].test.x, tasks[name].test.y).accuracy)
-    return torch.cat(found)
+        accuracies.append(score(zoo.model, decoded, tasks[name].test.x, tasks[name].test.y).accuracy)
+    return torch.cat(accuracies)
 
 
 def compare_on(kind: str, split: tuple[Zoo, Zoo], fits: Mapping[str, Fit], settings: Profile) -> list[dict]:
-    """Raw records of one (training, held-out) zoo by encoder: accuracy of held-out networks and of midpoints, R², size, seconds."""
-    tasks, (train, held_out), records = recipes.zoo_tasks(settings), split, []
+    """Raw records of a (training, held-out) zoo by encoder: accuracy of held-out networks and midpoints, R², size, seconds."""
+    tasks, (train, held_out), records = shared.zoo_tasks(settings), split, Records(zoo=kind, networks="held_out")
 
-    def add(quantity: str, method: str, values: list[float], networks: str = "held_out") -> None:
-        setting = {"zoo": kind, "networks": networks}
-        records.append({"quantity": quantity, "method": method, "setting": setting, "values": values})
+    def add_midpoints(name: str, encoder: Encoder) -> None:
+        records.add("test_accuracy_mean", name, midpoints(encoder, held_out, tasks).tolist(), networks="midpoints")
 
-    add("test_accuracy_mean", "zoo_held_out", held_out.table["test_accuracy"].tolist())
-    add("test_accuracy_mean", "weight_space", midpoints(WeightSpace.fit(train), held_out, tasks).tolist(), "midpoints")
-    for name, made in fits.items():
-        result = reconstruct(made.encoder, held_out, tasks, train.weights.mean(0))
-        add("test_accuracy_mean", name, result.accuracy_after.tolist())
-        add("accuracy_gain", name, (result.accuracy_after - result.accuracy_before).tolist())
-        add("r2", name, [result.r2])
-        add("test_accuracy_mean", name, midpoints(made.encoder, held_out, tasks).tolist(), "midpoints")
-        add("seconds_fit", name, [made.seconds])
-        add("numbers", name, [float(made.numbers)])
-        add("latent_dim", name, [float(made.encoder.latent_dim)])
+    records.add("test_accuracy_mean", "zoo_held_out", held_out.table["test_accuracy"].tolist())
+    add_midpoints("weight_space", WeightSpace.fit(train))
+    for name, fitted in fits.items():
+        result = reconstruct(fitted.encoder, held_out, tasks, train.weights.mean(0))
+        records.add("test_accuracy_mean", name, result.accuracy_after.tolist())
+        records.add("accuracy_gain", name, (result.accuracy_after - result.accuracy_before).tolist())
+        records.add("r2", name, [result.r2])
+        add_midpoints(name, fitted.encoder)
+        records.add("seconds_fit", name, [fitted.seconds])
+        records.add("numbers", name, [float(fitted.numbers)])
+        records.add("latent_dim", name, [float(fitted.encoder.latent_dim)])
     return records
 
 
 def compare(kinds: Mapping[str, Iterable[str]], seed: int, settings: Profile) -> list[dict]:
     """Raw records of one seed: on each kind of zoo these encoders, fitted to it."""
     torch.set_num_threads(1)  # as many seconds as on one core
-    return [
-        record
-        for kind, names in kinds.items()
-        for record in compare_on(
-            kind, split_zoo(settings, seed, kind), {name: fit(settings, seed, kind, name) for name in names}, settings
-        )
-    ]
+    records = []
+    for kind, names in kinds.items():
+        fits = {name: fit(settings, seed, kind, name) for name in names}
+        records += compare_on(kind, split_zoo(settings, seed, kind), fits, settings)
+    return records
 
 
 def compare_widths(seed: int, settings: Profile) -> list[dict]:
     """Raw records of one seed: one graph encoder on perceptrons of three widths, of which it was trained on two."""
     torch.set_num_threads(1)
     zoos = width_zoos(settings, seed)
-    made = fit_widths(settings, seed, zoos)
-    return [
-        record
-        for kind, split in zoos.items()
-        for record in compare_on(kind, split, {"vae_graph": replace(made, encoder=at_width(made.encoder, split[0]))}, settings)
-    ]
+    graph, records = fit_widths(settings, seed, zoos), []
+    for kind, split in zoos.items():
+        fits = {"vae_graph": replace(graph, encoder=at_width(graph.encoder, split[0]))}
+        records += compare_on(kind, split, fits, settings)
+    return records
 
 
 def run_seed(seed: int, settings: Profile) -> list[dict]:

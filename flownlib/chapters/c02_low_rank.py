@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flownlib.chapters.records import Records
 from flownlib.extensions.bodies import pretrain_body
 from flownlib.extensions.lora import LoRA, adapt
-from flownlib.harness.memo import memo, tensors
+from flownlib.harness.memo import memo
 from flownlib.harness.profiles import Profile
 from flownlib.networks import Model, cnn_medium
 from flownlib.optimisation import seeded
@@ -51,17 +52,13 @@ def alphabets(settings: Profile) -> list[Task]:
     ]
 
 
-@memo(tensors)
-def _base(settings: Profile, seed: int, tasks: list[Task]) -> dict[str, Tensor]:
+@memo(lambda stored: stored.tensors["base"])
+def base_weights(settings: Profile, seed: int, tasks: list[Task]) -> dict[str, Tensor]:
+    """The base [p] that the tasks share, with zeros for a head: trained on their training images to tell all classes apart."""
     splits = [task.train for task in tasks]
     fewest = min(int(split.y.bincount().min()) for split in splits)
     classes = [split.x[(split.y == label).nonzero()[:fewest, 0]] for split in splits for label in range(MODEL.num_classes)]
     return {"base": pretrain_body(MODEL, torch.stack(classes), settings.lora_base_steps, seed)[0]}
-
-
-def base_weights(settings: Profile, seed: int, tasks: list[Task]) -> Tensor:
-    """The base [p] that the tasks share, with zeros for a head: trained on their training images to tell all classes apart."""
-    return _base(settings, seed, tasks)["base"]
 
 
 @dataclass(frozen=True)
@@ -89,11 +86,11 @@ class Comparison:
         Two thirds of the steps run at the learning rate, the rest at a tenth of it.
         """
         m, turn = len(self.tasks), 2 * self.orders.shape[1] // 3
-        found = space.start(m, seeded(self.seed, 3)) if space else self.base.expand(m, -1)
+        weights = space.start(m, seeded(self.seed, 3)) if space else self.base.expand(m, -1)
         for orders, rate in ((self.orders[:, :turn], learning_rate), (self.orders[:, turn:], learning_rate / 10)):
-            arguments = (found, self.data, orders, rate)
-            found = (adapt(self.model, space, *arguments) if space else train_many(self.model, *arguments))[-1]
-        return space.decode(found) if space else found
+            arguments = (weights, self.data, orders, rate)
+            weights = (adapt(self.model, space, *arguments) if space else train_many(self.model, *arguments))[-1]
+        return space.decode(weights) if space else weights
 
     def accuracy(self, weights: Tensor, split: str = "test") -> Tensor:
         """Accuracy [tasks] of each network [tasks, p] on its own task's split."""
@@ -132,15 +129,12 @@ def compare(
     rates = {method: choose_learning_rate(tuning, space, candidates) for method, space in tuned.items()}
     log.info("seed %d: learning rates %s", comparison.seed, rates)
     full, size = comparison.accuracy(comparison.adapted(None, rates[FULL])), len(comparison.base)
-    records = [_record("test_accuracy_mean", FULL, {**setting, "latent_dim": size, "adapted": size}, full)]
+    records = Records(**setting)
+    records.add("test_accuracy_mean", FULL, full.tolist(), latent_dim=size, adapted=size)
     for rank, space in by_rank.items():
         method = "lora" if rank else "head_only"
         accuracy = comparison.accuracy(comparison.adapted(space, rates[method]))
-        sizes = {**setting, "rank": rank, "latent_dim": space.latent_dim, "adapted": space.adapted_size}
-        records.append(_record("test_accuracy_mean", method, sizes, accuracy))
-        records.append(_record("accuracy_gain", method, {**sizes, "over": FULL}, accuracy - full))
+        sizes = {"rank": rank, "latent_dim": space.latent_dim, "adapted": space.adapted_size}
+        records.add("test_accuracy_mean", method, accuracy.tolist(), **sizes)
+        records.add("accuracy_gain", method, (accuracy - full).tolist(), **sizes, over=FULL)
     return records
-
-
-def _record(quantity: str, method: str, setting: dict, values: Tensor) -> dict:
-    return {"quantity": quantity, "method": method, "setting": setting, "values": values.tolist()}

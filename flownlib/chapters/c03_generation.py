@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 
 from flownlib.baselines import all_nulls
-from flownlib.chapters import shared as recipes
+from flownlib.chapters import shared
+from flownlib.chapters.records import Records
 from flownlib.chapters.shared_methods import GRID, KINDS, Choice, Setup, caml_flow, fitted, make, setup, tuned, vae_of
 from flownlib.encoders import WeightSpace
 from flownlib.evaluation import MEASURES, compare, judge
@@ -35,27 +36,29 @@ CHOICES: dict[str, Choice] = {
 }
 
 
-def chosen_flow(made: Setup, name: str, progress: bool = False) -> FlowGenerator:
+def chosen_flow(experiment: Setup, name: str, progress: bool = False) -> FlowGenerator:
     """The flow of that name in CHOICES, not yet fitted."""
     choice = dict(CHOICES[name])
-    encoder = WeightSpace.fit(made.zoo.train) if choice.pop("space", False) else vae_of(made)
+    encoder = WeightSpace.fit(experiment.zoo.train) if choice.pop("space", False) else vae_of(experiment)
     scale, fresh = choice.pop("scale", 1.0), choice.pop("fresh", False)
-    prior = FreshNetworks(made.zoo.train.model, encoder) if fresh else GaussianPrior(encoder.latent_dim, scale)
-    settings = made.settings
-    training = recipes.flow_training(settings)
+    prior = FreshNetworks(experiment.zoo.train.model, encoder) if fresh else GaussianPrior(encoder.latent_dim, scale)
+    settings = experiment.settings
+    training = shared.flow_training(settings)
     return FlowGenerator(encoder, name, width=settings.flow_width, training=training, prior=prior, progress=progress, **choice)
 
 
 FEW = 16  # samples a task to choose settings by
 
 
-def validation_accuracy(generator: Generator, made: Setup) -> list[float]:
+def validation_accuracy(generator: Generator, experiment: Setup) -> list[float]:
     """Mean accuracy of a few samples on each task's validation images."""
-    found = []
-    for number, (name, task) in enumerate(made.tasks.items()):
-        weights = generator.sample(FEW, made.contexts[name][0], seeded(made.seed, number))
-        found.append(float(score(made.zoo.train.model, weights, task.validation.x, task.validation.y).accuracy.mean()))
-    return found
+    accuracies = []
+    for number, (name, task) in enumerate(experiment.tasks.items()):
+        weights = generator.sample(FEW, experiment.contexts[name][0], seeded(experiment.seed, number))
+        accuracies.append(
+            float(score(experiment.zoo.train.model, weights, task.validation.x, task.validation.y).accuracy.mean())
+        )
+    return accuracies
 
 
 def tune_seed(seed: int, settings: Profile) -> list[dict]:
@@ -72,69 +75,69 @@ def tune_seed(seed: int, settings: Profile) -> list[dict]:
     return records
 
 
-def contenders(made: Setup) -> tuple[list[Generator], dict[str, float]]:
+def contenders(experiment: Setup) -> tuple[list[Generator], dict[str, float]]:
     """Every method with its chosen settings, its variants and every null, fitted; and the seconds that each fit took."""
-    timed = {method: fitted(make(method, made, tuned(made.kind, method)), made) for method in GRID}
-    timed |= {null.name: fitted(null, made) for null in all_nulls()}
-    methods, seconds = {m: g for m, (g, _) in timed.items()}, {m: s for m, (_, s) in timed.items()}
-    flow_, diffusion_ = methods["latent_flow"], methods["latent_ddpm"]
+    timed = {method: fitted(make(method, experiment, tuned(experiment.kind, method)), experiment) for method in GRID}
+    timed |= {null.name: fitted(null, experiment) for null in all_nulls()}
+    methods = {name: generator for name, (generator, _) in timed.items()}
     variants = [
-        variant(flow_, name="latent_flow_1_step", steps=1),
-        variant(flow_, name="latent_flow_unconditional", guidance=0.0),
-        variant(diffusion_, name="latent_ddim", steps=50, eta=0.0),
+        variant(methods["latent_flow"], name="latent_flow_1_step", steps=1),
+        variant(methods["latent_flow"], name="latent_flow_unconditional", guidance=0.0),
+        variant(methods["latent_ddpm"], name="latent_ddim", steps=50, eta=0.0),
     ]
-    return [*methods.values(), *variants], seconds
+    return [*methods.values(), *variants], {name: seconds for name, (_, seconds) in timed.items()}
 
 
-def speed(generator: Generator, made: Setup, n: int = 256) -> float:
+def speed(generator: Generator, experiment: Setup) -> float:
     """Networks generated in a second of the processor, decoding included."""
-    y = next(iter(made.fresh.values()))[0]
+    n, y = 256, next(iter(experiment.fresh.values()))[0]
     start = time.process_time()
-    generator.sample(n, y, seeded(made.seed))
+    generator.sample(n, y, seeded(experiment.seed))
     return n / (time.process_time() - start)
 
 
-def run_kind(made: Setup) -> list[dict]:
+def run_kind(experiment: Setup) -> list[dict]:
     """Raw records of one seed and one kind of zoo."""
-    n, references, held_out = made.settings.samples_per_task, made.references, made.zoo.held_out
-    generators, seconds = contenders(made)
-    table = compare(generators, references, made.fresh, held_out, n, made.seed)
+    n, references, held_out = experiment.settings.samples_per_task, experiment.references, experiment.zoo.held_out
+    generators, seconds = contenders(experiment)
+    table = compare(generators, references, experiment.fresh, held_out, n, experiment.seed)
     # the same sets of images, read by a transformer
-    caml = caml_flow(made, tuned(made.kind, "latent_flow")).fit(made.zoo.train, made.support, made.seed)
-    more = [compare([caml], references, made.fresh_support, held_out, n, made.seed)]
+    caml = caml_flow(experiment, tuned(experiment.kind, "latent_flow")).fit(
+        experiment.zoo.train, experiment.support, experiment.seed
+    )
+    more = [compare([caml], references, experiment.fresh_support, held_out, n, experiment.seed)]
     # each task's samples are asked for with the context of the next one
     wrong = variant(generators[0], name="latent_flow_wrong_context")
-    more.append(compare([wrong], references, others(made.fresh), held_out, n, made.seed))
+    more.append(compare([wrong], references, others(experiment.fresh), held_out, n, experiment.seed))
     table = pd.concat([table, *(other[other["method"] != "zoo_held_out"] for other in more)])
-    best = {name: judge(made.zoo.train.task(name).weights, reference).measures() for name, reference in references.items()}
-    records = records_of(table, {name: row["test_accuracy_best_by_validation"] for name, row in best.items()}, made)
-    setting = {"zoo": made.kind, "networks": n}
-    add = lambda quantity, method, value: records.append(
-        {"quantity": quantity, "method": method, "setting": setting, "values": [float(value)]}
-    )
+    best = {
+        name: judge(experiment.zoo.train.task(name).weights, reference).measures() for name, reference in references.items()
+    }
+    records = records_of(table, {name: row["test_accuracy_best_by_validation"] for name, row in best.items()}, experiment)
     for generator in generators:
-        add("networks_per_second", generator.name, speed(generator, made))
+        records.add("networks_per_second", generator.name, [speed(generator, experiment)])
         if hasattr(generator, "steps"):
-            add("solver_steps", generator.name, generator.steps)
+            records.add("solver_steps", generator.name, [float(generator.steps)])
         if generator.name in seconds:
-            add("seconds_fit", generator.name, seconds[generator.name])
+            records.add("seconds_fit", generator.name, [seconds[generator.name]])
     return records
 
 
-def records_of(table: pd.DataFrame, best: dict[str, float], made: Setup) -> list[dict]:
+def records_of(table: pd.DataFrame, best: dict[str, float], experiment: Setup) -> Records:
     """Raw records of a comparison's table: `MEASURES`, and two paired differences in accuracy.
 
     `accuracy_gain` is over the mean of held-out networks of the same task; `best_gain` over the training network that is
     best by validation.
     """
     held_out = table[table["method"] == "zoo_held_out"].set_index("task")["test_accuracy_mean"]
-    setting, records = {"zoo": made.kind, "networks": made.settings.samples_per_task}, []
+    table = table.assign(
+        accuracy_gain=table["test_accuracy_mean"] - table["task"].map(held_out),
+        best_gain=table["test_accuracy_best_by_validation"] - table["task"].map(best),
+    )
+    records = Records(zoo=experiment.kind, networks=experiment.settings.samples_per_task)
     for method, rows in table.groupby("method", sort=False):
-        values = {measure: rows[measure].tolist() for measure in MEASURES}
-        values["accuracy_gain"] = (rows["test_accuracy_mean"].to_numpy() - held_out[rows["task"]].to_numpy()).tolist()
-        chosen = rows["test_accuracy_best_by_validation"].to_numpy()
-        values["best_gain"] = (chosen - rows["task"].map(best).to_numpy()).tolist()
-        records += [{"quantity": q, "method": method, "setting": setting, "values": v} for q, v in values.items()]
+        for quantity in (*MEASURES, "accuracy_gain", "best_gain"):
+            records.add(quantity, method, rows[quantity].tolist())
     return records
 
 

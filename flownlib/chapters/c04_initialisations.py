@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flownlib.chapters import shared as recipes
+from flownlib.chapters import shared
 from flownlib.context import set_mean_context
 from flownlib.extensions.adaptation import (
     adaptation_curve,
@@ -50,14 +50,10 @@ def data(settings: Profile, seed: int) -> Data:
     return Data(pools, validation, alphabet_episodes(held_out_tasks(queries), settings.ood_draws, SHOT, queries, seed))
 
 
-@memo(tensors)
-def _softmax_body(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
-    return {"body": pretrain_body(cnn_embed(), pool, settings.ood_body_steps, seed)}
-
-
-def softmax_body(settings: Profile, seed: int, pool: Tensor) -> Tensor:
+@memo(lambda stored: stored.tensors["body"])
+def softmax_body(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
     """The body [1, p] after softmax pre-training on the pool's characters."""
-    return _softmax_body(settings, seed, pool)["body"]
+    return {"body": pretrain_body(cnn_embed(), pool, settings.ood_body_steps, seed)}
 
 
 def _prototypical(stored: Artifact) -> PrototypicalBody:
@@ -129,13 +125,13 @@ def _restored(flow: NetworkFlow, stored: dict[str, Tensor]) -> TrainedFlow:
 Initialise = Callable[[Episodes], Tensor]
 
 
-def initialisations(settings: Profile, seed: int, found: Data) -> dict[str, Initialise]:
+def initialisations(settings: Profile, seed: int, data: Data) -> dict[str, Initialise]:
     """Every initialisation of the comparison by name: episodes → weights [m, p]."""
-    model, pool = cnn_embed(), found.pools.train
+    model, pool = cnn_embed(), data.pools.train
     softmax, body = softmax_body(settings, seed, pool), prototype_body(settings, seed, pool)
     zoo = task_zoo(settings, seed, pool)
-    softmax_decay = choose_weight_decay(model, softmax, found.validation)
-    body_decay = choose_weight_decay(model, body.weights, found.validation)
+    softmax_decay = choose_weight_decay(model, softmax, data.validation)
+    body_decay = choose_weight_decay(model, body.weights, data.validation)
     average = zoo.weights.mean(0, keepdim=True)
     return {
         "kaiming": lambda e: model.initialise(len(e), seeded(seed, 2)),
@@ -156,9 +152,9 @@ def sampler(flow: NetworkFlow, seed: int) -> Initialise:
 
 def latent_initialisations(settings: Profile, seed: int) -> dict[str, Initialise]:
     """Notebook 03's networks (`cnn_small`) as initialisations: its flow conditioned on the support, and its zoo's nulls."""
-    zoo, tasks = recipes.canonical_zoo(settings, seed).train, recipes.zoo_tasks(settings)
-    flow = recipes.latent_flow(settings, seed)
-    features, model, average = recipes.image_features(tasks), zoo.model, zoo.weights.mean(0, keepdim=True)
+    zoo, tasks = shared.canonical_zoo(settings, seed).train, shared.zoo_tasks(settings)
+    flow = shared.latent_flow(settings, seed)
+    features, model, average = shared.image_features(tasks), zoo.model, zoo.weights.mean(0, keepdim=True)
     hundred = zoo.weights[torch.randperm(len(zoo), generator=seeded(seed, 4))[:100]]
 
     def generate(e: Episodes) -> Tensor:
@@ -181,18 +177,13 @@ class Curve:
     learning_rate: float
 
 
-def compare(model: Classifier, methods: dict[str, Initialise], found: Data, seed: int) -> dict[str, Curve]:
+def compare(model: Classifier, methods: dict[str, Initialise], data: Data, seed: int) -> dict[str, Curve]:
     """Fine-tune from every initialisation on the same episodes, each at the learning rate that suited it on validation."""
     curves = {}
     for name, initialise in methods.items():
-        rate = choose_learning_rate(model, initialise(found.validation), found.validation)
-        curves[name] = Curve(adaptation_curve(model, initialise(found.test), found.test, rate, seed=seed), rate)
+        rate = choose_learning_rate(model, initialise(data.validation), data.validation)
+        curves[name] = Curve(adaptation_curve(model, initialise(data.test), data.test, rate, seed=seed), rate)
     return curves
-
-
-def _stored(curves: dict[str, Curve]) -> Artifact:
-    rates = {name: curve.learning_rate for name, curve in curves.items()}
-    return Artifact({name: curve.accuracy for name, curve in curves.items()}, {"rates": rates})
 
 
 def _curves(stored: Artifact) -> dict[str, Curve]:
@@ -200,31 +191,37 @@ def _curves(stored: Artifact) -> dict[str, Curve]:
 
 
 @memo(_curves)
-def compared(settings: Profile, seed: int, found: Data) -> Artifact:
-    """`compare` on every one of the `initialisations`."""
-    return _stored(compare(cnn_embed(), initialisations(settings, seed, found), found, seed))
+def _compared(settings: Profile, seed: int, data: Data, latent: bool) -> Artifact:
+    methods = latent_initialisations(settings, seed) if latent else initialisations(settings, seed, data)
+    curves = compare(cnn_small() if latent else cnn_embed(), methods, data, seed)
+    rates = {name: curve.learning_rate for name, curve in curves.items()}
+    return Artifact({name: curve.accuracy for name, curve in curves.items()}, {"rates": rates})
 
 
-@memo(_curves)
-def latent_compared(settings: Profile, seed: int, found: Data) -> Artifact:
-    """`compare` on every one of the `latent_initialisations`."""
-    return _stored(compare(cnn_small(), latent_initialisations(settings, seed), found, seed))
+def compared(settings: Profile, seed: int, data: Data) -> dict[str, Curve]:
+    """Curves of all the `initialisations`."""
+    return _compared(settings, seed, data, latent=False)
 
 
-def reward_gains(settings: Profile, seed: int, flow: NetworkFlow, found: Data, chosen: list[int]) -> dict[str, Tensor]:
-    """Query accuracy [len(chosen)] of networks generated for some test episodes before and after reward fine-tuning.
+def latent_compared(settings: Profile, seed: int, data: Data) -> dict[str, Curve]:
+    """Curves of all the `latent_initialisations`."""
+    return _compared(settings, seed, data, latent=True)
+
+
+def reward_gains(settings: Profile, seed: int, flow: NetworkFlow, data: Data, places: list[int]) -> dict[str, Tensor]:
+    """Query accuracy [len(places)] of networks generated for these test episodes before and after reward fine-tuning.
 
     "held_out" rewards support images that the flow was not shown, "same" those it was shown.
     """
     accuracies: dict[str, list[Tensor]] = {"before": [], "held_out": [], "same": []}
-    for place in chosen:
-        one = found.test.at([place])
-        support, number = one.support_x[0], 1000 * seed + place
+    for place in places:
+        episode = data.test.at([place])
+        support, number = episode.support_x[0], 1000 * seed + place
         flows = {
             "before": flow,
             "held_out": reward_fine_tune(flow, support, settings.ood_reward_steps, number),
             "same": reward_fine_tune(flow, support, settings.ood_reward_steps, number, context=None),
         }
         for name, tuned in flows.items():
-            accuracies[name].append(query_accuracy(flow.model, sampler(tuned, seed)(one), one))
+            accuracies[name].append(query_accuracy(flow.model, sampler(tuned, seed)(episode), episode))
     return {name: torch.cat(values) for name, values in accuracies.items()}

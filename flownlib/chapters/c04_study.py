@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
 from flownlib.chapters import c04_initialisations
+from flownlib.chapters.records import Records
 from flownlib.extensions import adaptation
 from flownlib.extensions.adaptation import EPOCHS
 from flownlib.extensions.episodes import FAR, Episodes
@@ -14,7 +16,6 @@ from flownlib.harness.profiles import Profile
 from flownlib.networks import cnn_embed
 
 RIVAL = "prototypical_centroid"
-DISTANCES = ("held_out_alphabet", "far")
 
 
 def distance_of(name: str) -> str:
@@ -22,74 +23,66 @@ def distance_of(name: str) -> str:
     return "far" if name == FAR else "held_out_alphabet"
 
 
-def by_distance(values: Tensor, episodes: Episodes) -> dict[str, list[float]]:
-    """One value an episode [m], sorted into the two distances."""
-    groups: dict[str, list[float]] = {distance: [] for distance in DISTANCES}
-    for value, name in zip(values.tolist(), episodes.names, strict=True):
-        groups[distance_of(name)].append(value)
+def grouped(values: Tensor, labels: Iterable[str]) -> dict[str, list[float]]:
+    """One value an episode [m], by the episodes' labels."""
+    groups = defaultdict(list)
+    for value, label in zip(values.tolist(), labels, strict=True):
+        groups[label].append(value)
     return groups
+
+
+def by_distance(values: Tensor, episodes: Episodes) -> dict[str, list[float]]:
+    """One value an episode [m], by the distance of its task."""
+    return grouped(values, map(distance_of, episodes.names))
 
 
 def by_task(values: Tensor, episodes: Episodes) -> dict[str, float]:
     """The mean of one value an episode [m] over each task's support draws."""
-    groups = defaultdict(list)
-    for value, name in zip(values.tolist(), episodes.names, strict=True):
-        groups[name].append(value)
-    return {name: sum(group) / len(group) for name, group in groups.items()}
+    return {name: sum(group) / len(group) for name, group in grouped(values, episodes.names).items()}
+
+
+def with_gain(accuracy: Tensor, other: Tensor, over: str, itself: bool) -> Iterator[tuple[str, Tensor, dict[str, str]]]:
+    """(quantity, values [m], setting) of an accuracy and of its paired gain over another one, unless it is that one itself."""
+    yield "test_accuracy", accuracy, {}
+    if not itself:
+        yield "accuracy_gain", accuracy - other, {"over": over}
 
 
 def curve_records(curves: dict[str, c04_initialisations.Curve], episodes: Episodes, images: int) -> list[dict]:
     """Accuracy by distance and epoch, and its paired gain on the strongest rival, one value an episode."""
-    records = []
+    records = Records(images=images)
     for method, curve in curves.items():
-        for place, epoch in enumerate(EPOCHS):
-            gain = curve.accuracy[place] - curves[RIVAL].accuracy[place]
-            for quantity, values in (("test_accuracy", curve.accuracy[place]), ("accuracy_gain", gain)):
-                if quantity == "accuracy_gain" and method == RIVAL:
-                    continue
+        for epoch, accuracy, rivals in zip(EPOCHS, curve.accuracy, curves[RIVAL].accuracy, strict=True):
+            for quantity, values, over in with_gain(accuracy, rivals, RIVAL, method == RIVAL):
                 for distance, group in by_distance(values, episodes).items():
-                    setting = {"distance": distance, "images": images, "epoch": epoch}
-                    if quantity == "accuracy_gain":
-                        setting["over"] = RIVAL
-                    records.append({"quantity": quantity, "method": method, "setting": setting, "values": group})
+                    records.add(quantity, method, group, distance=distance, epoch=epoch, **over)
     return records
 
 
 def task_records(curves: dict[str, c04_initialisations.Curve], episodes: Episodes, images: int) -> list[dict]:
     """Accuracy and gain at epoch 0 on each task, one value: the mean over its support draws."""
-    records = []
+    records = Records(images=images, epoch=0)
     for method, curve in curves.items():
-        gain = curve.accuracy[0] - curves[RIVAL].accuracy[0]
-        for quantity, values in (("test_accuracy", curve.accuracy[0]), ("accuracy_gain", gain)):
-            if quantity == "accuracy_gain" and method == RIVAL:
-                continue
+        for quantity, values, over in with_gain(curve.accuracy[0], curves[RIVAL].accuracy[0], RIVAL, method == RIVAL):
             for task, mean in by_task(values, episodes).items():
-                setting = {"distance": distance_of(task), "task": task, "images": images, "epoch": 0}
-                if quantity == "accuracy_gain":
-                    setting["over"] = RIVAL
-                records.append({"quantity": quantity, "method": method, "setting": setting, "values": [mean]})
+                records.add(quantity, method, [mean], distance=distance_of(task), task=task, **over)
     return records
 
 
-def reward_records(settings: Profile, seed: int, found: c04_initialisations.Data, images: int) -> list[dict]:
+def reward_records(settings: Profile, seed: int, data: c04_initialisations.Data, images: int) -> list[dict]:
     """Held-out accuracy before and after reward fine-tuning, on the first two support draws of every task."""
-    chosen = [place for place in range(len(found.test)) if place % settings.ood_draws < 2]
-    episodes, pool, records = found.test.at(chosen), found.pools.train, []
+    places = [place for place in range(len(data.test)) if place % settings.ood_draws < 2]
+    episodes, pool, records = data.test.at(places), data.pools.train, Records(images=images)
     flows = {
         "class_tokens_imitating": c04_initialisations.imitating_flow(settings, seed, pool).flow,
         "class_tokens": c04_initialisations.queried_flow(settings, seed, pool).flow,
     }
     for name, flow in flows.items():
-        accuracies = c04_initialisations.reward_gains(settings, seed, flow, found, chosen)
-        for reward, values in accuracies.items():
-            for quantity, numbers in (("test_accuracy", values), ("accuracy_gain", values - accuracies["before"])):
-                if quantity == "accuracy_gain" and reward == "before":
-                    continue
-                for distance, group in by_distance(numbers, episodes).items():
-                    setting = {"distance": distance, "images": images, "reward": reward}
-                    if quantity == "accuracy_gain":
-                        setting["over"] = "before"
-                    records.append({"quantity": quantity, "method": name, "setting": setting, "values": group})
+        accuracies = c04_initialisations.reward_gains(settings, seed, flow, data, places)
+        for reward, accuracy in accuracies.items():
+            for quantity, values, over in with_gain(accuracy, accuracies["before"], "before", reward == "before"):
+                for distance, group in by_distance(values, episodes).items():
+                    records.add(quantity, name, group, distance=distance, reward=reward, **over)
     return records
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from flownlib.chapters.records import Records
 from flownlib.extensions import fewshot
 from flownlib.extensions.adaptation import logistic_head
 from flownlib.extensions.backbone import Backbone, train_backbone
@@ -25,9 +26,10 @@ from flownlib.extensions.head_gauge import HeadGauge
 from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_prior, fit_queries
 from flownlib.harness.memo import memo, tensors
 from flownlib.harness.profiles import Profile
-from flownlib.optimisation import seeded
+from flownlib.optimisation import seeded, seeded_module
 from flownlib.tasks import glyph_pool, load_task
 from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT
+from flownlib.weights import Artifact
 
 WAY, QUERIES, MANY = 5, 15, 40
 SHOTS = (1, 5)
@@ -97,20 +99,14 @@ def data(settings: Profile, seed: int) -> Data:
         return draw_episodes(features[name], settings.fewshot_episodes, WAY, MANY, QUERIES, seeded(seed, 50 + number))
 
     test = {name: draw(name, number) for number, name in enumerate(DOMAINS)}
-    return Data(
-        learning_pool(encoder, images["train"], settings.fewshot_backbone_classes),
-        draw("validation", 9),
-        test,
-        features,
-        images,
-    )
+    learning = learning_pool(encoder, images["train"], settings.fewshot_backbone_classes)
+    return Data(learning, draw("validation", 9), test, features, images)
 
 
-def shown_episodes(found: Data, domain: str, count: int, shot: int, seed: int) -> tuple[Episodes, Episodes]:
+def shown_episodes(data: Data, domain: str, count: int, shot: int, seed: int) -> tuple[Episodes, Episodes]:
     """The same episodes twice, with six queries a class: as images to look at, and as features for the methods."""
-    seen, known = (
-        draw_episodes(pool, count, WAY, shot, 6, seeded(seed, 80)) for pool in (found.images[domain], found.features[domain])
-    )
+    pools = data.images[domain], data.features[domain]
+    seen, known = (draw_episodes(pool, count, WAY, shot, 6, seeded(seed, 80)) for pool in pools)
     return seen, known
 
 
@@ -123,24 +119,20 @@ class Heads:
     gauge: HeadGauge
 
 
-def _classes(settings: Profile, seed: int, pool: Tensor) -> Tensor:
-    return torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
+def _heads(stored: Artifact) -> Heads:
+    tokens, classes, mean, scale = (stored.tensors[name] for name in ("tokens", "classes", "mean", "scale"))
+    return Heads(tokens, classes, HeadGauge(mean, scale))
 
 
-@memo(tensors)
-def _heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> dict[str, Tensor]:
-    labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
-    classes = _classes(settings, seed, pool)
-    parts = [logistic_head(pool[chosen].flatten(1, 2), labels, WAY, weight_decay) for chosen in classes.split(250)]
-    rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return {"rows": rows, "bias": bias}
-
-
-def many_shot_heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> Heads:
+@memo(_heads)
+def many_shot_heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> dict[str, Tensor]:
     """Logistic-regression heads for random 5-way tasks, each trained on all images of its classes: what the flow imitates."""
-    stored = _heads(settings, seed, pool, weight_decay)
-    frame = HeadGauge.fit(stored["rows"], stored["bias"], pool[:, :5])
-    return Heads(frame.to_tokens(stored["rows"], stored["bias"]), _classes(settings, seed, pool), frame)
+    labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
+    classes = torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
+    parts = [logistic_head(pool[group].flatten(1, 2), labels, WAY, weight_decay) for group in classes.split(250)]
+    rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    gauge = HeadGauge.fit(rows, bias, pool[:, :5])
+    return {"tokens": gauge.to_tokens(rows, bias), "classes": classes, "mean": gauge.mean, "scale": gauge.scale}
 
 
 @dataclass(frozen=True)
@@ -157,12 +149,10 @@ class Trained:
     losses: dict[str, list[float]]
 
 
-def new_flow(found: Heads, pool: Tensor, seed: int) -> HeadFlow:
+def new_flow(heads: Heads, pool: Tensor, seed: int) -> HeadFlow:
     """A head flow before training; its prior is fitted to the heads."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        flow = HeadFlow(found.gauge, pool.shape[-1], WAY)
-    fit_prior(flow, found.tokens, found.classes, pool, seed)
+    flow = seeded_module(seed, lambda: HeadFlow(heads.gauge, pool.shape[-1], WAY))
+    fit_prior(flow, heads.tokens, heads.classes, pool, seed)
     return flow
 
 
@@ -185,9 +175,7 @@ def _queried(settings: Profile, seed: int, pool: Tensor, heads: Heads, imitate: 
 
 def new_caml(pool: Tensor, seed: int) -> CAML:
     """CAML before training."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return CAML(pool.shape[-1], WAY)
+    return seeded_module(seed, lambda: CAML(pool.shape[-1], WAY))
 
 
 @memo(tensors)
@@ -202,10 +190,10 @@ def load_trained(model: nn.Module, stored: dict[str, Tensor]) -> list[float]:
     return stored["losses"].tolist()
 
 
-def trained(settings: Profile, seed: int, found: Data) -> Trained:
+def trained(settings: Profile, seed: int, data: Data) -> Trained:
     """Train every method on the training characters; choose by validation episodes alone."""
-    pool, losses = found.pool, {}
-    decay = choose_weight_decay([fewer(found.validation, shot) for shot in SHOTS])
+    pool, losses = data.pool, {}
+    decay = choose_weight_decay([fewer(data.validation, shot) for shot in SHOTS])
     heads = many_shot_heads(settings, seed, pool, decay)
     flows = {name: new_flow(heads, pool, seed) for name in ("imitating", "queried", "queries_only")}
     losses["imitation"] = load_trained(flows["imitating"], _imitating(settings, seed, pool, heads))
@@ -216,38 +204,38 @@ def trained(settings: Profile, seed: int, found: Data) -> Trained:
     return Trained(**flows, caml=caml, plda=PLDA.fit(pool), weight_decay=decay, heads=heads, losses=losses)
 
 
-def ensemble(flow: HeadFlow, found: Episodes, seed: int, members: int = 10) -> Tensor:
-    """Log of the mean probability over heads from several samples: [m, q, n]."""
-    samples = [flow.logits(found, seeded(seed, 70, member)).softmax(-1) for member in range(members)]
+def ensemble(flow: HeadFlow, episodes: Episodes, seed: int) -> Tensor:
+    """Log of the mean probability over heads from ten samples: [m, q, n]."""
+    samples = [flow.logits(episodes, seeded(seed, 70, member)).softmax(-1) for member in range(10)]
     return torch.stack(samples).mean(0).log()
 
 
-def methods(made: Trained, seed: int) -> dict[str, Method]:
+def methods(trained: Trained, seed: int) -> dict[str, Method]:
     """Every method of the comparison by name."""
     return {
-        "flown_sample": lambda e: made.imitating.logits(e, seeded(seed, 70, 0)),
-        "flown_mean": lambda e: made.imitating.logits(e, seeded(seed, 71), noise=0),
-        "flown_ensemble_10": lambda e: ensemble(made.imitating, e, seed),
-        "flown_query": lambda e: made.queried.logits(e, seeded(seed, 71), noise=0),
-        "cross_entropy_only": lambda e: made.queries_only.logits(e, seeded(seed, 71), noise=0),
+        "flown_sample": lambda e: trained.imitating.logits(e, seeded(seed, 70, 0)),
+        "flown_mean": lambda e: trained.imitating.logits(e, seeded(seed, 71), noise=0),
+        "flown_ensemble_10": lambda e: ensemble(trained.imitating, e, seed),
+        "flown_query": lambda e: trained.queried.logits(e, seeded(seed, 71), noise=0),
+        "cross_entropy_only": lambda e: trained.queries_only.logits(e, seeded(seed, 71), noise=0),
         "centroid": centroid,
-        "logistic_regression": lambda e: logistic_regression(e, made.weight_decay),
-        "plda": made.plda.logits,
-        "caml": lambda e: made.caml.logits(e, seeded(seed, 72)),
+        "logistic_regression": lambda e: logistic_regression(e, trained.weight_decay),
+        "plda": trained.plda.logits,
+        "caml": lambda e: trained.caml.logits(e, seeded(seed, 72)),
     }
 
 
-def compare(made: Trained, found: Data, seed: int) -> dict[tuple[str, str, int], Tensor]:
+def compare(trained: Trained, data: Data, seed: int) -> dict[tuple[str, str, int], Tensor]:
     """Accuracy of each episode [m] by (method, domain, shot); every method meets the same episodes.
 
     `many_shot_oracle` is logistic regression on MANY images a class of the same episodes: a ceiling, not a rival.
     """
     accuracies = {}
-    for domain, many in found.test.items():
-        oracle = fewshot.accuracy(logistic_regression(many, made.weight_decay), many)
+    for domain, many in data.test.items():
+        oracle = fewshot.accuracy(logistic_regression(many, trained.weight_decay), many)
         for shot in SHOTS:
             few = fewer(many, shot)
-            for name, method in methods(made, seed).items():
+            for name, method in methods(trained, seed).items():
                 accuracies[name, domain, shot] = fewshot.accuracy(method(few), few)
             accuracies["many_shot_oracle", domain, shot] = oracle
     return accuracies
@@ -258,15 +246,12 @@ RIVALS = ("centroid", "plda", "caml")
 
 def raw_records(accuracies: dict[tuple[str, str, int], Tensor]) -> list[dict]:
     """Accuracies by method, domain and shot, and the generated head's paired gains, one value an episode."""
-    records = []
+    records = Records(way=WAY)
     for (method, domain, shot), values in accuracies.items():
-        setting = {"domain": domain, "way": WAY, "shot": shot}
-        records.append({"quantity": "test_accuracy", "method": method, "setting": setting, "values": values.tolist()})
-        if method == "flown_query":
-            for rival in (*RIVALS, "cross_entropy_only"):
-                gain = (values - accuracies[rival, domain, shot]).tolist()
-                over = {**setting, "over": rival}
-                records.append({"quantity": "accuracy_gain", "method": method, "setting": over, "values": gain})
+        records.add("test_accuracy", method, values.tolist(), domain=domain, shot=shot)
+        for rival in (*RIVALS, "cross_entropy_only") if method == "flown_query" else ():
+            gain = values - accuracies[rival, domain, shot]
+            records.add("accuracy_gain", method, gain.tolist(), domain=domain, shot=shot, over=rival)
     return records
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Self
 
 import pandas as pd
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup
-from flownlib.chapters import shared as recipes
+from flownlib.chapters import shared
+from flownlib.chapters.records import Records
 from flownlib.chapters.shared_methods import KINDS, Setup, fitted, setup
 from flownlib.encoders import PCA, WeightSpace
-from flownlib.evaluation import MEASURES, judge
+from flownlib.evaluation import HELD_OUT, MEASURES, judge
 from flownlib.extensions.activations import ActivationMatched
 from flownlib.extensions.correction import Corrected, CorrectorTraining, FreshTraining
 from flownlib.extensions.frontier import criteria, margin, points
@@ -38,10 +40,7 @@ OURS = ("pca_flow", "corrected", "corrected_flow", "matched")
 SHARES, SHARES_OF_OURS, CURVE = (0.0, 0.3), (0.0, 0.1, 0.3), (0.0, 0.1, 0.3, 0.6)
 CURVED = ("fresh", "gaussian", "matched")
 # chosen by validation accuracy, spread, offset and distance on the validation images of seed 0
-MATCHING = {
-    "shared": {"parents": 2, "ridge": 1e-4, "widen": 1.0},
-    "independent": {"parents": 3, "ridge": 1e-4, "widen": 1.1},
-}
+MATCHING = {"shared": {"parents": 2, "ridge": 1e-4, "widen": 1.0}, "independent": {"parents": 3, "ridge": 1e-4, "widen": 1.1}}
 
 
 @dataclass
@@ -74,48 +73,26 @@ class Rescaled:
 
 def frontier_setup(settings: Profile, seed: int, kind: str) -> Setup:
     """The large zoo of one kind, with contexts and references."""
-    sizes = {
-        "zoo_tasks": settings.frontier_tasks,
-        "networks_per_task": settings.frontier_networks,
-        "held_out_per_task": settings.frontier_held_out,
-    }
+    networks, held_out = settings.frontier_networks, settings.frontier_held_out
+    sizes = {"zoo_tasks": settings.frontier_tasks, "networks_per_task": networks, "held_out_per_task": held_out}
     return setup(settings.changed(**sizes), seed, kind)
 
 
-def starts(made: Setup) -> dict[str, Generator]:
+def starts(experiment: Setup) -> dict[str, Generator]:
     """Every start by name, not yet fitted: nulls, then ours. Independent networks get a corrector of a Gaussian only."""
-    settings, train = made.settings, made.zoo.train
+    settings, train = experiment.settings, experiment.zoo.train
     nulls = [Retrieval(), Noise(0.5), Noise(1.0), Soup(), Gaussian(), Gaussian(diagonal=True), Interpolation(), FreshTraining()]
     pca = PCA.fit(train, len(train) - 1, whiten=False)
     steps = FlowTraining(settings.frontier_flow_steps, settings.flow_batch)
     flow = Rescaled(FlowGenerator(pca, "pca", "x_1", settings.frontier_flow_width, steps), "pca_flow")
     training = CorrectorTraining(settings.frontier_corrector_steps)
-    ours = [flow, Corrected(Gaussian(), made.tasks, "corrected", training=training)]
-    if made.kind == "shared":
-        ours.append(Corrected(Fitted(flow), made.tasks, "corrected_flow", training=training))
-    matching = MATCHING[made.kind]
-    ours.append(ActivationMatched(Gaussian(), made.tasks, images=settings.frontier_images, **matching))
+    ours = [flow, Corrected(Gaussian(), experiment.tasks, "corrected", training=training)]
+    if experiment.kind == "shared":
+        fitted_before = SimpleNamespace(name=flow.name, fit=lambda *_: None, sample=flow.sample)  # as the start before it
+        ours.append(Corrected(fitted_before, experiment.tasks, "corrected_flow", training=training))
+    matching = MATCHING[experiment.kind]
+    ours.append(ActivationMatched(Gaussian(), experiment.tasks, images=settings.frontier_images, **matching))
     return {generator.name: generator for generator in (*nulls, *ours)}
-
-
-@dataclass
-class Fitted:
-    """A generator that was fitted before and is not fitted again, to be the source of another."""
-
-    source: Generator
-
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
-    def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
-        """Nothing: it is fitted."""
-        return self
-
-    def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
-        """n weight vectors [n, p]."""
-        return self.source.sample(n, y, generator)
 
 
 def shares_of(start: str) -> tuple[float, ...]:
@@ -135,54 +112,45 @@ def further_trained(
     return train_many(model, weights, images, orders, training.learning_rate, steps)
 
 
-HELD_OUT = "zoo_held_out"
-
-
-def judged(start: Generator, made: Setup) -> list[dict]:
+def judged(start: Generator, experiment: Setup) -> list[dict]:
     """One row for each task and share of further training: `MEASURES`, and the processor seconds that a network took."""
-    training, rows = recipes.zoo_settings(made.settings, made.seed).training, []
-    n, shares = made.settings.samples_per_task, shares_of(start.name)
-    for number, (name, reference) in enumerate(made.references.items()):
-        generator, clock = seeded(made.seed, number), [time.process_time()]
-        weights = start.sample(n, made.fresh[name][0], generator)
-        clock.append(time.process_time())
-        stages = further_trained(made.zoo.train.model, weights, made.tasks[name].train, training, shares, generator)
-        clock.append(time.process_time())
-        sampling, trained = clock[1] - clock[0], clock[2] - clock[1]
+    training, rows = shared.zoo_settings(experiment.settings, experiment.seed).training, []
+    n, shares = experiment.settings.samples_per_task, shares_of(start.name)
+    for number, (name, reference) in enumerate(experiment.references.items()):
+        generator, begun = seeded(experiment.seed, number), time.process_time()
+        weights = start.sample(n, experiment.fresh[name][0], generator)
+        sampled = time.process_time()
+        stages = further_trained(experiment.zoo.train.model, weights, experiment.tasks[name].train, training, shares, generator)
+        trained = time.process_time()
         for share, networks in zip(shares, stages, strict=True):
-            seconds = (sampling + trained * share / shares[-1]) / n
+            seconds = (sampled - begun + (trained - sampled) * share / shares[-1]) / n
             measures = judge(networks, reference).measures()
             rows.append({"method": start.name, "task": name, "share": share, "seconds_sample": seconds, **measures})
     return rows
 
 
-def run_kind(made: Setup) -> list[dict]:
+def run_kind(experiment: Setup) -> list[dict]:
     """Raw records of one seed and one kind of zoo."""
     rows = []
-    for name, reference in made.references.items():
-        measures = judge(made.zoo.held_out.task(name).weights, reference, reference.training).measures()
+    for name, reference in experiment.references.items():
+        measures = judge(experiment.zoo.held_out.task(name).weights, reference, reference.training).measures()
         rows.append({"method": HELD_OUT, "task": name, "share": 1.0, **measures})
     seconds = {}
-    for name, start in starts(made).items():
-        generator, seconds[name] = fitted(start, made)
-        rows += judged(generator, made)
+    for name, start in starts(experiment).items():
+        generator, seconds[name] = fitted(start, experiment)
+        rows += judged(generator, experiment)
     table = pd.DataFrame(rows)
     held_out = table[table["method"] == HELD_OUT].set_index("task")["test_accuracy_mean"]
     table["accuracy_gain"] = table["test_accuracy_mean"] - table["task"].map(held_out)
-    records = []
-
-    def add(quantity: str, method: str, share: float, values: list[float]) -> None:
-        setting = {"zoo": made.kind, "share": share, "networks": made.settings.samples_per_task}
-        records.append({"quantity": quantity, "method": method, "setting": setting, "values": values})
-
+    records = Records(zoo=experiment.kind, networks=experiment.settings.samples_per_task)
     for (method, share), part in table.groupby(["method", "share"], sort=False):
         for quantity in (*MEASURES, "accuracy_gain", *(["seconds_sample"] if method != HELD_OUT else [])):
-            add(quantity, method, share, part[quantity].tolist())
+            records.add(quantity, method, part[quantity].tolist(), share=share)
     for (method, share), (met, ahead) in verdicts(table).items():
-        add("criteria_met", method, share, [met])
-        add("frontier_margin", method, share, [ahead])
+        records.add("criteria_met", method, [met], share=share)
+        records.add("frontier_margin", method, [ahead], share=share)
     for method, value in seconds.items():
-        add("seconds_fit", method, 0.0, [value])
+        records.add("seconds_fit", method, [value], share=0.0)
     return records
 
 

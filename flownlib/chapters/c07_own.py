@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flownlib.baselines import all_nulls
+from flownlib.chapters.records import Records
 from flownlib.chapters.shared import CanonicalZoo
 from flownlib.chapters.shared_resnet import Example, base_checkpoint, colour_task, own_model, split_sizes
 from flownlib.encoders import PCA, WeightSpace, reconstruct
@@ -123,8 +124,8 @@ def last_of_each_run(zoo: Zoo) -> Zoo:
     for run, files in zoo.table[last].groupby("run")["file"]:
         if len(files) > 1:
             raise ValueError(
-                f"which is the last checkpoint of run {run!r}, {', '.join(files[:3])}? Say their steps by names such as epoch_3, "
-                "or move all but one out of the folder"
+                f"which is the last checkpoint of run {run!r}, {', '.join(files[:3])}? Say their steps by names such as "
+                "epoch_3, or move all but one out of the folder"
             )
     return zoo.select(last)
 
@@ -138,8 +139,8 @@ def with_accuracy(zoo: Zoo, task: Task) -> Zoo:
     low, high = int(task.test.y.min()), int(task.test.y.max())
     if low < 0 or high >= zoo.model.num_classes:
         raise ValueError(
-            f"the labels of task {task.name!r} are {low} to {high}, and the networks' classes 0 to {zoo.model.num_classes - 1}: "
-            "labels begin at 0"
+            f"the labels of task {task.name!r} are {low} to {high}, and the networks' classes 0 to "
+            f"{zoo.model.num_classes - 1}: labels begin at 0"
         )
     accuracy = score(zoo.model, zoo.weights, task.test.x, task.test.y).accuracy
     return replace(zoo, table=zoo.table.assign(test_accuracy=accuracy.tolist()))
@@ -177,34 +178,27 @@ def generators(settings: Profile, train: Zoo) -> list[Generator]:
         ValueError: if there is less than two networks to learn from.
     """
     _check_enough(train)
-    few, training = min(FEW, len(train) - 1), FlowTraining(settings.flow_steps, settings.flow_batch)
-    flows = [
-        FlowGenerator(PCA.fit(train, few), "flow_few", "x_1", settings.flow_width, training),
-        FlowGenerator(PCA.fit(train, len(train) - 1, whiten=False), "flow_all", "x_1", settings.flow_width, training),
-    ]
+    training, most = FlowTraining(settings.flow_steps, settings.flow_batch), len(train) - 1
+    encoders = {"flow_few": PCA.fit(train, min(FEW, most)), "flow_all": PCA.fit(train, most, whiten=False)}
+    flows = [FlowGenerator(space, name, "x_1", settings.flow_width, training) for name, space in encoders.items()]
     return [*all_nulls(), *flows]
 
 
-def compared(name: str, made: OwnSetup, settings: Profile, seed: int) -> list[dict]:
+def compared(name: str, own: OwnSetup, settings: Profile, seed: int) -> list[dict]:
     """Raw records of one example: accuracy before fine-tuning, what principal components keep, every method's `MEASURES`."""
-    records, train, unseen = [], made.zoo.train, made.zoo.held_out
-
-    def add(quantity: str, method: str, values: list[float], **setting: int) -> None:
-        records.append({"quantity": quantity, "method": method, "setting": {"zoo": name, **setting}, "values": values})
-
-    test, start = made.task.test, train.model.initialise(1, torch.Generator())
-    add("test_accuracy", "base", score(train.model, start, test.x, test.y).accuracy.tolist())
-    kept = reconstruct(PCA.fit(train, len(train) - 1), unseen, {made.task.name: made.task}, train.weights.mean(0))
-    add("r2", "pca", [kept.r2])
-    add("accuracy_gain", "pca", (kept.accuracy_after - kept.accuracy_before).tolist())
-    methods = [one.fit(train, made.contexts, seed) for one in generators(settings, train)]
-    references = {made.task.name: made.reference}
-    table = compare(methods, references, made.contexts, unseen, settings.samples_per_task, seed).set_index("method")
+    records, train, unseen = Records(zoo=name), own.zoo.train, own.zoo.held_out
+    test, start = own.task.test, train.model.initialise(1, torch.Generator())
+    records.add("test_accuracy", "base", score(train.model, start, test.x, test.y).accuracy.tolist())
+    kept = reconstruct(PCA.fit(train, len(train) - 1), unseen, {own.task.name: own.task}, train.weights.mean(0))
+    records.add("r2", "pca", [kept.r2])
+    records.add("accuracy_gain", "pca", (kept.accuracy_after - kept.accuracy_before).tolist())
+    methods = [generator.fit(train, own.contexts, seed) for generator in generators(settings, train)]
+    references, n = {own.task.name: own.reference}, settings.samples_per_task
+    table = compare(methods, references, own.contexts, unseen, n, seed).set_index("method")
+    table["accuracy_gain"] = table["test_accuracy_mean"] - table.loc["zoo_held_out", "test_accuracy_mean"]
     for method, row in table.iterrows():
-        for measure in MEASURES:
-            add(measure, method, [row[measure]], networks=settings.samples_per_task)
-        gain = row["test_accuracy_mean"] - table.loc["zoo_held_out", "test_accuracy_mean"]
-        add("accuracy_gain", method, [gain], networks=settings.samples_per_task)
+        for quantity in (*MEASURES, "accuracy_gain"):
+            records.add(quantity, method, [row[quantity]], networks=n)
     return records
 
 

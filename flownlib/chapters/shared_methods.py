@@ -1,4 +1,4 @@
-"""The studies of notebook 03: which settings each learned method gets, and every method beside every null on two kinds of zoo."""
+"""Notebook 03's learned methods: how each is built, what it may choose from, what it chose; and the zoos that they meet."""
 
 from __future__ import annotations
 
@@ -33,42 +33,11 @@ from flownlib.harness.profiles import Profile
 from flownlib.scoring import Task
 
 
-def fitted(generator: Generator, made: Setup) -> tuple[Generator, float]:
+def fitted(generator: Generator, experiment: Setup) -> tuple[Generator, float]:
     """The generator, fitted to the setup's training networks, and the processor seconds that it took."""
     start = time.process_time()
-    generator.fit(made.zoo.train, made.contexts, made.seed)
+    generator.fit(experiment.zoo.train, experiment.contexts, experiment.seed)
     return generator, time.process_time() - start
-
-
-TUNED: dict[str, dict[str, dict[str, Any]]] = {
-    "shared": {
-        "latent_flow": {"share": 0.5, "predicts": "x_1"},
-        "latent_ddpm": {"share": 1.0, "learning_rate": 0.003},
-        "p_diff": {"share": 1.0, "learning_rate": 0.001},
-        "pca_flow": {"share": 1.0, "width": 512},
-        "deep_weight_flow": {"share": 1.0, "scale": 0.01},
-        "weight_flow": {"share": 1.0, "width": 512},
-        "neuron_flow": {"share": 0.5, "learning_rate": 0.001},
-        "kernel_density": {"bandwidth": 0.1},
-        "hypernetwork": {"share": 0.5, "learning_rate": 0.001},
-    },
-    "independent": {
-        "latent_flow": {"share": 0.5, "predicts": "x_1"},
-        "latent_ddpm": {"share": 1.0, "learning_rate": 0.003},
-        "p_diff": {"share": 1.0, "learning_rate": 0.003},
-        "pca_flow": {"share": 1.0, "width": 512},
-        "deep_weight_flow": {"share": 1.0, "scale": 0.01},
-        "weight_flow": {"share": 1.0, "width": 512},
-        "neuron_flow": {"share": 0.5, "learning_rate": 0.001},
-        "kernel_density": {"bandwidth": 2.0},
-        "hypernetwork": {"share": 0.5, "learning_rate": 0.003},
-    },
-}
-
-
-def tuned(kind: str, method: str) -> dict[str, Any]:
-    """The choice among `recipes_generation.GRID` with the best validation accuracy on that kind of zoo."""
-    return TUNED[kind][method]
 
 
 KINDS = ("shared", "independent")
@@ -95,90 +64,115 @@ def setup(settings: Profile, seed: int, kind: str) -> Setup:
     """Build or load everything for one seed and kind of zoo."""
     zoo, tasks = canonical_zoo(settings, seed, kind=kind), zoo_tasks(settings)
     features, shot = context_backbone(settings, seed), settings.support_per_class
-    return Setup(
-        settings,
-        seed,
-        kind,
-        zoo,
-        tasks,
-        support_contexts(features, tasks, shot, 32, seed),
-        support_contexts(features, tasks, shot, 1, 1_000 + seed),
-        support_sets(features, tasks, shot, 32, seed),
-        support_sets(features, tasks, shot, 1, 1_000 + seed),
-        references(zoo, tasks),
-    )
+    draws = (32, seed), (1, 1_000 + seed)  # how many support sets of each task, and their seed: to learn from, to sample for
+    supports = [read(features, tasks, shot, *drawn) for read in (support_contexts, support_sets) for drawn in draws]
+    return Setup(settings, seed, kind, zoo, tasks, *supports, references(zoo, tasks))
 
 
-def vae_of(made: Setup) -> Encoder:
+def vae_of(experiment: Setup) -> Encoder:
     """The VAE of the setup's zoo."""
-    return trained_vae(made.settings, made.seed, kind=made.kind)
+    return trained_vae(experiment.settings, experiment.seed, kind=experiment.kind)
 
 
-def pca_of(made: Setup) -> Encoder:
+def pca_of(experiment: Setup) -> Encoder:
     """All principal components that the training networks have, in their own proportions."""
-    return PCA.fit(made.zoo.train, len(made.zoo.train) - 1, whiten=False)
+    return PCA.fit(experiment.zoo.train, len(experiment.zoo.train) - 1, whiten=False)
 
 
-def conv1d_of(made: Setup) -> Encoder:
+def conv1d_of(experiment: Setup) -> Encoder:
     """p-diff's autoencoder, trained on the setup's zoo."""
-    chosen = autoencoders(made.settings)["vae_conv1d"]
-    return trained_vae(made.settings, made.seed, kind=made.kind, chosen=chosen)
+    settings = autoencoders(experiment.settings)["vae_conv1d"]
+    return trained_vae(experiment.settings, experiment.seed, kind=experiment.kind, chosen=settings)
+
+
+def weights_of(experiment: Setup) -> Encoder:
+    """The weights themselves, standardised."""
+    return WeightSpace.fit(experiment.zoo.train)
+
+
+Build = Callable[[Setup, str, Choice, int, FlowTraining], Generator]  # (setup, name, choice, width, training)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A learned method: how it is built, not yet fitted, and the four settings that it may choose among.
+
+    `best` are the values of those with the best validation accuracy: on every kind of zoo, or one for each of KINDS.
+    """
+
+    build: Build
+    grid: list[Choice]
+    best: list[tuple]
 
 
 def _grid(**choices: tuple) -> list[Choice]:
     return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
 
-SHARES = (0.5, 1.0)  # of the profile's flow steps
-# Every method may choose among four settings.
-GRID: dict[str, list[Choice]] = {
-    "latent_flow": _grid(share=SHARES, predicts=("velocity", "x_1")),
-    "latent_ddpm": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
-    "p_diff": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
-    "pca_flow": _grid(share=SHARES, width=(256, 512)),
-    "deep_weight_flow": _grid(share=SHARES, scale=(0.001, 0.01)),
-    "weight_flow": _grid(share=SHARES, width=(256, 512)),
-    "neuron_flow": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
-    "kernel_density": _grid(bandwidth=(0.1, 0.3, 1.0, 2.0)),
-    "hypernetwork": _grid(share=SHARES, learning_rate=(1e-3, 3e-3)),
-}
+def _flow(encoder: Callable[[Setup], Encoder], predicts: str = "x_1") -> Build:
+    """A flow in the encoder's latents."""
+    return lambda experiment, name, choice, width, training: FlowGenerator(
+        encoder(experiment), name, choice.get("predicts", predicts), width, training
+    )
 
 
-def make(name: str, made: Setup, choice: Choice) -> Generator:
-    """The method of that name with those settings, not yet fitted; its encoder is built or loaded."""
-    training = flow_training(made.settings)
-    rate = choice.get("learning_rate", training.learning_rate)
-    training = replace(training, steps=int(choice.get("share", 1.0) * training.steps), learning_rate=rate)
-    width = choice.get("width", made.settings.flow_width)
-    makers: dict[str, Callable[[], Generator]] = {
-        "latent_flow": lambda: FlowGenerator(vae_of(made), name, choice.get("predicts", "velocity"), width, training),
-        "latent_ddpm": lambda: LatentDiffusion(vae_of(made), name, width, training),
-        "p_diff": lambda: LatentDiffusion(conv1d_of(made), name, width, training),
-        "pca_flow": lambda: FlowGenerator(pca_of(made), name, "x_1", width, training),
-        "deep_weight_flow": lambda: _deep_weight_flow(made, 2 * width, training, choice.get("scale", 0.001)),
-        "weight_flow": lambda: FlowGenerator(WeightSpace.fit(made.zoo.train), name, "x_1", width, training),
-        "neuron_flow": lambda: _neuron_flow(made, replace(training, batch_size=training.batch_size // 4)),
-        "kernel_density": lambda: KernelDensity(vae_of(made), name, choice.get("bandwidth", 1.0)),
-        "hypernetwork": lambda: HyperNetwork(vae_of(made), name, width, training),
-    }
-    return makers[name]()
+def _latent(kind: type[LatentDiffusion | HyperNetwork], encoder: Callable[[Setup], Encoder]) -> Build:
+    """Another generator of the encoder's latents."""
+    return lambda experiment, name, choice, width, training: kind(encoder(experiment), name, width, training)
 
 
-def _deep_weight_flow(made: Setup, width: int, training: FlowTraining, scale: float) -> FlowGenerator:
+def _kernel_density(experiment: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> KernelDensity:
+    return KernelDensity(vae_of(experiment), name, choice.get("bandwidth", 1.0))
+
+
+def _deep_weight_flow(experiment: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> FlowGenerator:
     """DeepWeightFlow's recipe (2026): principal components, straight paths from a tiny Gaussian, Runge-Kutta steps."""
-    encoder = pca_of(made)
-    prior = GaussianPrior(encoder.latent_dim, scale)
-    return FlowGenerator(encoder, "deep_weight_flow", "velocity", width, training, "rk4", 20, prior=prior)
+    encoder = pca_of(experiment)
+    prior = GaussianPrior(encoder.latent_dim, choice.get("scale", 0.001))
+    return FlowGenerator(encoder, name, "velocity", 2 * width, training, "rk4", 20, prior=prior)
 
 
-def _neuron_flow(made: Setup, training: FlowTraining) -> FlowGenerator:
+def _neuron_flow(experiment: Setup, name: str, choice: Choice, width: int, training: FlowTraining) -> FlowGenerator:
     """The transformer over neurons, in weight space; its steps are dearer, so that its batches are smaller."""
-    space, width = WeightSpace.fit(made.zoo.train), made.settings.neuron_width
-    return FlowGenerator(space, "neuron_flow", "x_1", width, training, network=neuron_tokens)
+    training = replace(training, batch_size=training.batch_size // 4)
+    return FlowGenerator(weights_of(experiment), name, "x_1", experiment.settings.neuron_width, training, network=neuron_tokens)
 
 
-def caml_flow(made: Setup, choice: Choice) -> FlowGenerator:
+SHARES = (0.5, 1.0)  # of the profile's flow steps
+RATES, WIDTHS = _grid(share=SHARES, learning_rate=(1e-3, 3e-3)), _grid(share=SHARES, width=(256, 512))
+
+
+# the first of a pair of choices is that of the shared zoo
+METHODS: dict[str, Method] = {
+    "latent_flow": Method(_flow(vae_of, "velocity"), _grid(share=SHARES, predicts=("velocity", "x_1")), [(0.5, "x_1")]),
+    "latent_ddpm": Method(_latent(LatentDiffusion, vae_of), RATES, [(1.0, 0.003)]),
+    "p_diff": Method(_latent(LatentDiffusion, conv1d_of), RATES, [(1.0, 0.001), (1.0, 0.003)]),
+    "pca_flow": Method(_flow(pca_of), WIDTHS, [(1.0, 512)]),
+    "deep_weight_flow": Method(_deep_weight_flow, _grid(share=SHARES, scale=(0.001, 0.01)), [(1.0, 0.01)]),
+    "weight_flow": Method(_flow(weights_of), WIDTHS, [(1.0, 512)]),
+    "neuron_flow": Method(_neuron_flow, RATES, [(0.5, 0.001)]),
+    "kernel_density": Method(_kernel_density, _grid(bandwidth=(0.1, 0.3, 1.0, 2.0)), [(0.1,), (2.0,)]),
+    "hypernetwork": Method(_latent(HyperNetwork, vae_of), RATES, [(0.5, 0.001), (0.5, 0.003)]),
+}
+GRID: dict[str, list[Choice]] = {name: method.grid for name, method in METHODS.items()}
+
+
+def tuned(kind: str, method: str) -> Choice:
+    """The choice among the method's grid with the best validation accuracy on that kind of zoo."""
+    best = METHODS[method].best
+    return dict(zip(METHODS[method].grid[0], best[KINDS.index(kind) if len(best) > 1 else 0], strict=True))
+
+
+def make(name: str, experiment: Setup, choice: Choice) -> Generator:
+    """The method of that name with those settings, not yet fitted; its encoder is built or loaded."""
+    training = flow_training(experiment.settings)
+    rate, steps = choice.get("learning_rate", training.learning_rate), int(choice.get("share", 1.0) * training.steps)
+    training = replace(training, steps=steps, learning_rate=rate)
+    return METHODS[name].build(experiment, name, choice, choice.get("width", experiment.settings.flow_width), training)
+
+
+def caml_flow(experiment: Setup, choice: Choice) -> FlowGenerator:
     """The latent flow with a CAML-style transformer in place of class means; it is fitted on and asked with support sets."""
-    flow, features = make("latent_flow", made, choice), CONTEXT_DIM
-    way = made.zoo.train.model.num_classes
+    flow, features = make("latent_flow", experiment, choice), CONTEXT_DIM
+    way = experiment.zoo.train.model.num_classes
     return replace(flow, name="latent_flow_caml", conditioner=CAMLContext(features, way, flow.width))

@@ -1,22 +1,20 @@
-"""Notebook 07's example: a folder of checkpoints as a user would have one, of a torchvision ResNet-18 fine-tuned many times.
-
-The network is pre-trained on one alphabet; a few of its tensors are then fine-tuned, once for each run.
-"""
+"""torchvision's ResNet-18, pre-trained on one alphabet: what notebook 07 fine-tunes, and the study of adapted layers."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.harness.cache import cached_folder
 from flownlib.harness.folders import disk_trouble
 from flownlib.harness.profiles import Profile
+from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Split, Task
 from flownlib.speed.plan import Training, minibatch_orders
 from flownlib.tasks import load_task
@@ -73,15 +71,15 @@ def base_checkpoint(settings: Profile, seed: int, example: Example) -> Path:
 
 def pretrained(images: Split, epochs: int, seed: int) -> nn.Module:
     """A ResNet-18 trained as usual, all of it, batch norms in training mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = resnet().train()
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    for batch in minibatch_orders([seed], len(images), Training(epochs, 50))[0]:
-        loss = F.cross_entropy(network(images.x[batch]), images.y[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    network = seeded_module(seed, resnet).train()
+    order = minibatch_orders([seed], len(images), Training(epochs, 50))[0]
+    batches = iter(order)
+
+    def loss() -> Tensor:
+        rows = next(batches)
+        return F.cross_entropy(network(images.x[rows]), images.y[rows])
+
+    minimise(loss, network, len(order), 1e-3, "pre-training", weight_decay=0.0, clip=math.inf, constant=True)
     return network.eval()
 
 

@@ -63,11 +63,11 @@ def join_matrices(matrices: list[Tensor]) -> Tensor:
 
 def pre_activations(model: Classifier, weights: Tensor, x: Tensor) -> list[Tensor]:
     """Every layer's pre-activations [m, n * positions, units] of networks [m, p] on images x [n, c, h, w]."""
-    h, found = x[None], []
+    h, activations = x[None], []
     for layer, matrix in zip(model.layers, layer_matrices(model, weights), strict=True):
-        found.append(layer_inputs(layer, h) @ matrix.transpose(1, 2))
-        h = layer_outputs(layer, found[-1], len(x))
-    return found
+        activations.append(layer_inputs(layer, h) @ matrix.transpose(1, 2))
+        h = layer_outputs(layer, activations[-1], len(x))
+    return activations
 
 
 def nearest_solution(inputs: Tensor, targets: Tensor, matrix: Tensor, scale: Tensor, ridge: float) -> Tensor:

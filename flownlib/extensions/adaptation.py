@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,10 +10,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flownlib.checks import check_count
 from flownlib.extensions.episodes import Episodes
 from flownlib.extensions.head_gauge import centroid_head, class_means
 from flownlib.networks import Classifier
+from flownlib.optimisation import minimise
 from flownlib.scoring import Split
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
@@ -61,26 +62,22 @@ def fine_tune(
 
 
 @torch.no_grad()
-def query_accuracy(model: Classifier, weights: Tensor, episodes: Episodes, group: int = 8) -> Tensor:
+def query_accuracy(model: Classifier, weights: Tensor, episodes: Episodes) -> Tensor:
     """Share of each episode's queries that its network gets right: [m], for weights [m, p]."""
-    parts = zip(weights.split(group), episodes.query_x.split(group), strict=True)
+    parts = zip(weights.split(8), episodes.query_x.split(8), strict=True)
     right = [model.forward(w, x).argmax(-1) == episodes.query_y for w, x in parts]
     return torch.cat(right).float().mean(1)
 
 
-def adaptation_curve(
-    model: Classifier, weights: Tensor, episodes: Episodes, learning_rate: float, epochs: Sequence[int] = EPOCHS, seed: int = 0
-) -> Tensor:
-    """Query accuracy [len(epochs), m] while the initial weights [m, p] are fine-tuned on the episodes' support."""
-    checkpoints = fine_tune(model, weights, episodes.support_x, episodes.support_y, learning_rate, epochs, seed)
+def adaptation_curve(model: Classifier, weights: Tensor, episodes: Episodes, learning_rate: float, seed: int = 0) -> Tensor:
+    """Query accuracy [len(EPOCHS), m] while the initial weights [m, p] are fine-tuned on the episodes' support."""
+    checkpoints = fine_tune(model, weights, episodes.support_x, episodes.support_y, learning_rate, seed=seed)
     return torch.stack([query_accuracy(model, after, episodes) for after in checkpoints])
 
 
-def choose_learning_rate(
-    model: Classifier, weights: Tensor, validation: Episodes, rates: Sequence[float] = LEARNING_RATES
-) -> float:
+def choose_learning_rate(model: Classifier, weights: Tensor, validation: Episodes) -> float:
     """The rate with the best mean query accuracy over epochs 1–25 of the validation episodes."""
-    return max(rates, key=lambda rate: adaptation_curve(model, weights, validation, rate)[1:].mean().item())
+    return max(LEARNING_RATES, key=lambda rate: adaptation_curve(model, weights, validation, rate)[1:].mean().item())
 
 
 def with_head(model: Classifier, body: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
@@ -107,21 +104,20 @@ def logistic_head(
     Args:
         labels: [k]. weight_decay: of the squared rows, on standardised features, per image.
     """
-    check_count("the number of training steps", steps)
     mean = features.mean(1, keepdim=True)
     std = (features - mean).square().mean(dim=(1, 2), keepdim=True).sqrt() + 1e-6
     x = (features - mean) / std
     rows = torch.zeros(len(x), classes, x.shape[-1], dtype=x.dtype, device=x.device, requires_grad=True)
     bias = torch.zeros(len(x), classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    optimizer = torch.optim.Adam([rows, bias], lr=0.03)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         logits = torch.baddbmm(bias[:, None], x, rows.transpose(1, 2))
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(x)), reduction="sum") / len(labels)
-        optimizer.zero_grad()
-        (loss + weight_decay * rows.square().sum()).backward()
-        optimizer.step()
-    rows = (rows / std).detach()
-    return rows, bias.detach() - (rows @ mean.transpose(1, 2))[..., 0]
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(x)), reduction="sum") / len(labels)
+        return cross_entropy + weight_decay * rows.square().sum()
+
+    minimise(loss, [rows, bias], steps, 0.03, "logistic regression", weight_decay=0.0, clip=math.inf, constant=True)
+    unscaled = (rows / std).detach()
+    return unscaled, bias.detach() - (unscaled @ mean.transpose(1, 2))[..., 0]
 
 
 def logistic_networks(model: Classifier, body: Tensor, episodes: Episodes, weight_decay: float) -> Tensor:
@@ -149,8 +145,10 @@ def retrieve_matched(model: Classifier, zoo: Tensor, episodes: Episodes) -> Tens
     for support in episodes.support_x:
         log_p = model.forward(zoo, support).log_softmax(-1)  # [zoo, k, outputs]
         cost = -class_means(log_p, episodes.way)  # [zoo, class, output]
-        orders = [linear_sum_assignment(one.cpu().numpy())[1] for one in cost]
-        totals = torch.stack([one[torch.arange(len(o)), torch.as_tensor(o)].sum() for one, o in zip(cost, orders, strict=True)])
+        orders = [linear_sum_assignment(matrix.cpu().numpy())[1] for matrix in cost]
+        totals = torch.stack(
+            [matrix[torch.arange(len(o)), torch.as_tensor(o)].sum() for matrix, o in zip(cost, orders, strict=True)]
+        )
         best = int(totals.argmin())
         networks.append(reorder_head(model, zoo[best : best + 1], torch.as_tensor(orders[best])))
     return torch.cat(networks)

@@ -39,14 +39,7 @@ from flownlib.zoo import Zoo
 
 COPY, NEAR, NARROW, SAME_ERRORS, LEVEL = 0.05, 0.6, 0.8, 0.95, 0.05
 LEAST = 6  # samples a task
-VERDICTS = (
-    "memorises",
-    "near copies",
-    "averages",
-    "too alike",
-    "not the zoo's distribution",
-    "indistinguishable here",
-)
+VERDICTS = ("memorises", "near copies", "averages", "too alike", "not the zoo's distribution", "indistinguishable here")
 
 
 class SplitZoo(Protocol):
@@ -92,16 +85,16 @@ class TaskAudit:
     @property
     def verdict(self) -> str:
         """One of `VERDICTS`."""
-        found, most = self.samples, max(SAME_ERRORS, float(self.held_out.overlap.max()))
-        if found.nearest.median() < COPY or found.overlap.median() > most:
+        samples, most = self.samples, max(SAME_ERRORS, float(self.held_out.overlap.max()))
+        if samples.nearest.median() < COPY or samples.overlap.median() > most:
             return VERDICTS[0]
-        if found.nearest.median() < NEAR:
+        if samples.nearest.median() < NEAR:
             return VERDICTS[1]
-        if found.reach < NARROW:
+        if samples.reach < NARROW:
             return VERDICTS[2]
-        if found.spread < NARROW or found.twins < COPY:
+        if samples.spread < NARROW or samples.twins < COPY:
             return VERDICTS[3]
-        return VERDICTS[4] if min(found.p_weights, found.p_behaviour) < self.level else VERDICTS[5]
+        return VERDICTS[4] if min(samples.p_weights, samples.p_behaviour) < self.level else VERDICTS[5]
 
     @property
     def training_overlap(self) -> Tensor:
@@ -111,21 +104,21 @@ class TaskAudit:
 
     def row(self) -> dict[str, float | str | Interval]:
         """The task in one line of the summary; intervals are over the sampled networks."""
-        found, held_out = self.samples, self.held_out
-        made = {
-            "accuracy": mean_interval(found.test.accuracy.numpy()),
+        samples, held_out = self.samples, self.held_out
+        measured = {
+            "accuracy": mean_interval(samples.test.accuracy.numpy()),
             "held-out accuracy": mean_interval(held_out.test.accuracy.numpy()),
-            "spread": found.spread,
-            "offset": found.offset,
-            "nearest": mean_interval(found.nearest.numpy()),
-            "error overlap": mean_interval(found.overlap.numpy()),
+            "spread": samples.spread,
+            "offset": samples.offset,
+            "nearest": mean_interval(samples.nearest.numpy()),
+            "error overlap": mean_interval(samples.overlap.numpy()),
             "held-out overlap": mean_interval(held_out.overlap.numpy()),
-            "p weights": found.p_weights,
-            "p behaviour": found.p_behaviour,
+            "p weights": samples.p_weights,
+            "p behaviour": samples.p_behaviour,
         }
         if self.likelihoods is not None:
-            made["training likelier"] = self.likelihoods.advantage
-        return made | {"verdict": self.verdict}
+            measured["training likelier"] = self.likelihoods.advantage
+        return measured | {"verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -160,9 +153,9 @@ def audit(
     """Sample a fitted generator for every task and say what its networks are: see the table above for the verdicts.
 
     Args:
-        generator: fitted to `zoo.train`. zoo: as from `recipes.canonical_zoo`. tasks: by name, as in the zoo.
+        generator: fitted to `zoo.train`. zoo: as from `shared.canonical_zoo`. tasks: by name, as in the zoo.
         contexts: of which the first draw of each task is given to the generator. n: samples a task.
-        references: of these zoos, as from `recipes.references`, to save the time of measuring them again.
+        references: of these zoos, as from `shared.references`, to save the time of measuring them again.
         likelihood: ask a generator that has a log_likelihood for those of training and held-out networks.
 
     Raises:
@@ -176,7 +169,7 @@ def audit(
         if task.name != name:
             raise ValueError(f"the task given as {name!r} calls itself {task.name!r}; the zoo has {zoo.train.tasks}")
     level = level_of(len(tasks))
-    space, found = WeightSpace.fit(zoo.train), {}
+    space, audited = WeightSpace.fit(zoo.train), {}
     for number, (name, task) in enumerate(tasks.items()):
         reference = references[name] if references else Reference.of(task, zoo.train, zoo.held_out, space, zoo.aligner)
         y = contexts[name][0]
@@ -187,8 +180,8 @@ def audit(
         held_out = judge(zoo.held_out.task(name).weights, reference, reference.training, seed)
         asked = likelihood and isinstance(generator, HasLikelihood)
         likelihoods = likelihoods_of(generator, zoo, name, y, seeded(seed, number)) if asked else None
-        found[name] = TaskAudit(reference, samples, held_out, level, likelihoods)
-    return Audit(generator.name, found)
+        audited[name] = TaskAudit(reference, samples, held_out, level, likelihoods)
+    return Audit(generator.name, audited)
 
 
 def level_of(tasks: int) -> float:
@@ -222,14 +215,14 @@ def table_of(audits: Sequence[Audit]) -> pd.DataFrame:
     Raises:
         ValueError: if two audits have one name, or there is none.
     """
-    check_names([found.name for found in audits])
+    check_names([audited.name for audited in audits])
     judged = [(HELD_OUT, name, task.held_out, "") for name, task in audits[0].tasks.items()]
-    judged += [(found.name, name, task.samples, task.verdict) for found in audits for name, task in found.tasks.items()]
+    judged += [(audited.name, name, task.samples, task.verdict) for audited in audits for name, task in audited.tasks.items()]
     return pd.DataFrame([{"method": m, "task": name, **j.measures(), "verdict": verdict} for m, name, j, verdict in judged])
 
 
 def likelihoods_of(generator: HasLikelihood, zoo: SplitZoo, task: str, y: Tensor, probes: torch.Generator) -> Likelihoods:
     """How likely a generator finds the networks of one task that it was shown, and those that it was not."""
     training, held_out = zoo.train.task(task).weights, zoo.held_out.task(task).weights
-    found = generator.log_likelihood(torch.cat([training, held_out]), y, probes)
-    return Likelihoods(*found.split([len(training), len(held_out)]))
+    log_densities = generator.log_likelihood(torch.cat([training, held_out]), y, probes)
+    return Likelihoods(*log_densities.split([len(training), len(held_out)]))

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from flownlib.context import PCAFeatures
-from flownlib.optimisation import minimise
+from flownlib.optimisation import minimise, seeded_module
 
 
 class Backbone(nn.Module):
@@ -20,15 +20,15 @@ class Backbone(nn.Module):
     even the nearest centroid is a strong few-shot method (Wang et al. 2019, SimpleShot, "CL2N").
     """
 
-    def __init__(self, dim: int = 64, channels: int = 16) -> None:
+    def __init__(self, dim: int = 64) -> None:
         super().__init__()
         self.dim = dim
-        widths = (1, channels, 2 * channels, 4 * channels)
+        widths = (1, 16, 32, 64)
         blocks = [
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
             for a, b in zip(widths, widths[1:], strict=False)
         ]
-        self.convolutions = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * channels * 16, dim))
+        self.convolutions = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64 * 16, dim))
         self.register_buffer("mean", torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,25 +45,22 @@ class Backbone(nn.Module):
         return F.normalize(raw - self.mean, dim=-1).unflatten(0, x.shape[:-3]) * self.dim**0.5
 
 
-def train_backbone(
-    pool: Tensor, steps: int, seed: int, dim: int = 64, batch_size: int = 128, learning_rate: float = 3e-3
-) -> Backbone:
+def train_backbone(pool: Tensor, steps: int, seed: int, dim: int = 64, batch_size: int = 128) -> Backbone:
     """A backbone trained by softmax over all classes of a pool of images [classes, k, 1, 28, 28]; its head is thrown away.
 
     Returns:
         The backbone, in evaluation mode, its parameters frozen.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        backbone, head = Backbone(dim).to(pool.device), nn.Linear(dim, len(pool)).to(pool.device)
+    model = seeded_module(seed, lambda: nn.Sequential(Backbone(dim), nn.Linear(dim, len(pool)))).to(pool.device)
+    backbone = model[0]
     images, per_class = pool.flatten(0, 1), pool.shape[1]
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
-        return F.cross_entropy(head(backbone(images[chosen])), chosen // per_class)
+        rows = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
+        return F.cross_entropy(model(images[rows]), rows // per_class)
 
-    minimise(loss, nn.ModuleList([backbone, head]), steps, learning_rate, "backbone", weight_decay=1e-2)
+    minimise(loss, model, steps, 3e-3, "backbone", weight_decay=1e-2)
     backbone.eval().requires_grad_(False)
     few = images[:: max(1, len(images) // 4000)]
     backbone.mean = torch.cat([backbone(part) for part in few.split(1000)]).mean(0)
@@ -83,17 +80,17 @@ class TorchvisionFeatures:
 
 
 @torch.no_grad()
-def penultimate(model: nn.Module, x: Tensor, chunk: int = 64) -> Tensor:
+def penultimate(model: nn.Module, x: Tensor) -> Tensor:
     """What a headless ImageNet model returns [n, d] for standardised images, enlarged to 224 × 224 pixels."""
-    parts = x.expand(-1, 3, -1, -1).split(chunk)
+    parts = x.expand(-1, 3, -1, -1).split(64)
     return torch.cat([model(F.interpolate(part, (224, 224), mode="bilinear", antialias=True)) for part in parts])
 
 
-def torchvision_features(name: str, images: Tensor, dim: int, most: int = 1000) -> TorchvisionFeatures:
+def torchvision_features(name: str, images: Tensor, dim: int) -> TorchvisionFeatures:
     """A torchvision model with its published weights, which are downloaded when they are first asked for.
 
     Args:
-        images: [n, c, h, w], of which at most `most`, evenly spaced, fit the principal components.
+        images: [n, c, h, w], of which at most 1,000, evenly spaced, fit the principal components.
 
     Raises:
         ValueError: for a model that torchvision does not have, or if its weights cannot be had.
@@ -105,4 +102,4 @@ def torchvision_features(name: str, images: Tensor, dim: int, most: int = 1000) 
     head = [part for part, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     model.set_submodule(head, nn.Identity())
     model.eval().requires_grad_(False)
-    return TorchvisionFeatures(model, PCAFeatures(dim).fit(penultimate(model, images[:: max(1, len(images) // most)])))
+    return TorchvisionFeatures(model, PCAFeatures(dim).fit(penultimate(model, images[:: max(1, len(images) // 1000)])))

@@ -6,8 +6,8 @@ together. A body is kept as the flat weights [1, p] of a whole classifier whose 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from flownlib.extensions.class_tokens import head_logits, query_loss
 from flownlib.extensions.episodes import draw_episodes
 from flownlib.extensions.head_gauge import centroid_head, class_means
 from flownlib.networks import Classifier
-from flownlib.optimisation import warmup_cosine
+from flownlib.optimisation import minimise
 
 
 def without_head(model: Classifier, weights: Tensor) -> Tensor:
@@ -27,9 +27,7 @@ def without_head(model: Classifier, weights: Tensor) -> Tensor:
     return torch.cat([weights[:, : -model.head_size], torch.zeros_like(weights[:, -model.head_size :])], dim=1)
 
 
-def pretrain_body(
-    model: Classifier, pool: Tensor, steps: int, seed: int, batch_size: int = 256, learning_rate: float = 5e-3
-) -> Tensor:
+def pretrain_body(model: Classifier, pool: Tensor, steps: int, seed: int) -> Tensor:
     """A body trained to tell all classes of a pool apart through one large softmax head, which is then thrown away.
 
     Args:
@@ -43,16 +41,12 @@ def pretrain_body(
     classes, per_class = pool.shape[:2]
     head = nn.Parameter(0.1 * torch.randn(classes, model.layers[-1].in_features, generator=generator).to(pool.device))
     bias, images = nn.Parameter(torch.zeros(classes, device=pool.device)), pool.flatten(0, 1)
-    optimizer = torch.optim.AdamW([body, head, bias], learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
-    for _ in tqdm(range(steps), desc="softmax body", leave=False, disable=None):
-        chosen = torch.randint(len(images), (batch_size,), generator=generator).to(pool.device)
-        logits = F.linear(model.features(body, images[chosen])[0], head, bias)
-        loss = F.cross_entropy(logits, chosen // per_class)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(images), (256,), generator=generator).to(pool.device)
+        return F.cross_entropy(F.linear(model.features(body, images[rows])[0], head, bias), rows // per_class)
+
+    minimise(loss, [body, head, bias], steps, 5e-3, "softmax body", clip=math.inf)
     return without_head(model, body.detach())
 
 
@@ -65,35 +59,21 @@ class PrototypicalBody:
     losses: list[float]
 
 
-def prototypical_body(
-    model: Classifier,
-    body: Tensor,
-    pool: Tensor,
-    steps: int,
-    seed: int,
-    shot: int = 5,
-    episodes: int = 16,
-    learning_rate: float = 2e-3,
-) -> PrototypicalBody:
+def prototypical_body(model: Classifier, body: Tensor, pool: Tensor, steps: int, seed: int) -> PrototypicalBody:
     """Fine-tune a body so that the nearest centroid of the support is the right class (Snell et al. 2017)."""
-    generator, way = torch.Generator().manual_seed(seed), model.num_classes
+    generator, way, shot, episodes = torch.Generator().manual_seed(seed), model.num_classes, 5, 16
     body = body.clone().requires_grad_()
     log_scale = torch.tensor(-3.0, device=body.device, requires_grad=True)
-    optimizer = torch.optim.Adam([body, log_scale], learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
-    losses = []
-    for _ in tqdm(range(steps), desc="prototypical body", leave=False, disable=None):
+
+    def loss() -> Tensor:
         drawn = draw_episodes(pool, episodes, way, shot, 5, generator)
         images = torch.cat([drawn.support_x, drawn.query_x], dim=1)
         # the body repeated for each episode: the same numbers, and faster than one long batch
         features = model.features(body.expand(episodes, -1), images)
         means = class_means(features[:, : way * shot], way)
-        loss = query_loss(head_logits(*centroid_head(means, log_scale.exp()), features[:, way * shot :]), drawn.query_y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+        return query_loss(head_logits(*centroid_head(means, log_scale.exp()), features[:, way * shot :]), drawn.query_y)
+
+    losses = minimise(loss, [body, log_scale], steps, 2e-3, "prototypical body", weight_decay=0.0, clip=math.inf)
     return PrototypicalBody(without_head(model, body.detach()), log_scale.exp().item(), losses)
 
 
@@ -116,9 +96,9 @@ def train_task_zoo(
     classes = torch.rand(tasks, len(pool), generator=generator).argsort(dim=1)[:, : model.num_classes]
     labels = torch.arange(model.num_classes, device=pool.device).repeat_interleave(pool.shape[1])
     first, trained = max(1, round(epochs * 2 / 3)), []
-    for part, chosen in enumerate(tqdm(classes.split(group), desc="zoo of tasks", leave=False, disable=None)):
-        images = pool[chosen].flatten(1, 2)
-        weights = body.expand(len(chosen), -1)
+    for part, task_classes in enumerate(tqdm(classes.split(group), desc="zoo of tasks", leave=False, disable=None)):
+        images = pool[task_classes].flatten(1, 2)
+        weights = body.expand(len(task_classes), -1)
         for rate, length in ((3e-3, first), (1e-3, epochs - first)):
             weights = fine_tune(model, weights, images, labels, rate, (length,), seed=1000 * seed + part, batch_size=50)[-1]
         trained.append(weights)

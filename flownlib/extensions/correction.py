@@ -19,7 +19,7 @@ from flownlib.encoders import WeightSpace
 from flownlib.flow import VelocityMLP
 from flownlib.generators import Contexts, Generator, StandardContexts
 from flownlib.networks import Classifier
-from flownlib.optimisation import minimise
+from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Task
 from flownlib.zoo import Zoo
 
@@ -37,13 +37,13 @@ class CorrectorTraining:
 
 
 def correction_loss(
-    model: Classifier, weights: Tensor, step: Tensor, x: Tensor, y: Tensor, chosen: CorrectorTraining
+    model: Classifier, weights: Tensor, step: Tensor, x: Tensor, y: Tensor, training: CorrectorTraining
 ) -> Tensor:
     """Cross-entropy of corrected networks [m, p] on images, plus what their standardised corrections [m, p] cost: a scalar."""
     logits = model.forward(weights, x)
     # L = CE + lambda E|f|^2 + kappa |E f|^2, both per weight
     task_loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(weights)))
-    return task_loss + chosen.size_penalty * step.square().mean() + chosen.shift_penalty * step.mean(0).square().mean()
+    return task_loss + training.size_penalty * step.square().mean() + training.shift_penalty * step.mean(0).square().mean()
 
 
 @dataclass
@@ -64,22 +64,21 @@ class Corrected:
     def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
         """Fit the source, then the corrector to fresh samples of it."""
         self.source.fit(zoo, contexts, seed)
-        self.space, self.contexts, chosen = WeightSpace.fit(zoo), StandardContexts.fit(contexts, zoo.tasks), self.training
-        generator, turn = torch.Generator().manual_seed(seed), iter(range(chosen.steps))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.corrector = VelocityMLP(self.space.latent_dim, self.contexts.dim, self.width, depth=2)
+        self.space, self.contexts, training = WeightSpace.fit(zoo), StandardContexts.fit(contexts, zoo.tasks), self.training
+        generator, turn = torch.Generator().manual_seed(seed), iter(range(training.steps))
+        sizes = self.space.latent_dim, self.contexts.dim, self.width
+        self.corrector = seeded_module(seed, lambda: VelocityMLP(*sizes, depth=2))
 
         def loss() -> Tensor:
             name = zoo.tasks[next(turn) % len(zoo.tasks)]
             draws, images = contexts[name], self.tasks[name].train
             y = draws[torch.randint(len(draws), (1,), generator=generator)[0]]
-            x_0 = self.space.encode(self.source.sample(chosen.networks, y, generator))
+            x_0 = self.space.encode(self.source.sample(training.networks, y, generator))
             step = self.step(x_0, y)
-            which = torch.randint(len(images), (chosen.images,), generator=generator)
-            return correction_loss(zoo.model, self.space.decode(x_0 + step), step, images.x[which], images.y[which], chosen)
+            which = torch.randint(len(images), (training.images,), generator=generator)
+            return correction_loss(zoo.model, self.space.decode(x_0 + step), step, images.x[which], images.y[which], training)
 
-        self.losses = minimise(loss, self.corrector, chosen.steps, chosen.learning_rate, self.name, weight_decay=1e-4)
+        self.losses = minimise(loss, self.corrector, training.steps, training.learning_rate, self.name, weight_decay=1e-4)
         return self
 
     def step(self, x_0: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Latent diffusion of weights, the flow's closest relative: p-diff's generator (Wang et al. 2024) with DDPM or DDIM sampling."""
+"""Latent diffusion of weights, the flow's closest relative: p-diff's generator (Wang et al. 2024), DDPM or DDIM sampling."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flownlib.checks import check_count
 from flownlib.encoders import Encoder
 from flownlib.flow import FlowLog, FlowTraining, PathSample, VelocityMLP, train_flow
 from flownlib.generators import Contexts, StandardContexts, task_numbers
+from flownlib.optimisation import seeded_module
 from flownlib.zoo import Zoo
 
 
@@ -102,9 +103,8 @@ class LatentDiffusion:
             noise = torch.randn(n, latents.shape[1], generator=generator)
             return noise, latents[rows], self.contexts.draw(task_of[rows], generator)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = VelocityMLP(latents.shape[1], self.contexts.dim, self.width, predicts="noise")
+        sizes = latents.shape[1], self.contexts.dim, self.width
+        network = seeded_module(seed, lambda: VelocityMLP(*sizes, predicts="noise"))
         generator = torch.Generator().manual_seed(seed)
         self.denoiser, self.log = train_flow(network, draw, self.training, generator, self.schedule, progress=False)
         return self

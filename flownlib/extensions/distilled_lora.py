@@ -20,6 +20,8 @@ from flownlib.vae import behaviour_distance
 from flownlib.weights import Artifact, Layout
 from flownlib.zoo import Zoo
 
+LEARNING_RATE, BATCH = 0.06, 24  # of the distillation, in images at each step
+
 
 @dataclass(frozen=True, eq=False)
 class DistilledLoRA:
@@ -33,30 +35,19 @@ class DistilledLoRA:
     model: Classifier
     images: Tensor
     steps: int
-    learning_rate: float
-    batch_size: int
 
     @classmethod
-    def fit(
-        cls,
-        zoo: Zoo,
-        tasks: Mapping[str, Task],
-        rank: int,
-        steps: int = 400,
-        learning_rate: float = 0.06,
-        batch_size: int = 24,
-        images: int = 1500,
-    ) -> DistilledLoRA:
+    def fit(cls, zoo: Zoo, tasks: Mapping[str, Task], rank: int, steps: int = 400, images: int = 1500) -> DistilledLoRA:
         """Matrices change by products of this rank, biases and the head freely; scaled on the zoo's truncated factors.
 
         Args:
-            batch_size: images at each step. images: how many of each task are kept, fewer if a task has fewer.
+            images: how many of each task are kept, fewer if a task has fewer.
         """
         whole = ("*.bias", f"{zoo.model.layer_names[-1]}.*")
         space = LoRA.of(zoo.layout, zoo.weights.mean(0), rank, whole=whole).standardised(zoo.weights)
         kept = min(images, *(len(tasks[name].train) for name in zoo.tasks))
         probes = torch.stack([tasks[name].train.x[:kept] for name in zoo.tasks])
-        return cls(space, zoo.model, probes, steps, learning_rate, batch_size)
+        return cls(space, zoo.model, probes, steps)
 
     @property
     def layout(self) -> Layout:
@@ -69,11 +60,11 @@ class DistilledLoRA:
         return self.space.latent_dim
 
     @torch.no_grad()
-    def surest(self, weights: Tensor, most: int = 100) -> Tensor:
+    def surest(self, weights: Tensor) -> Tensor:
         """The task, int64 [n], on whose images each network [n, p] has the lowest entropy."""
         entropies = []
         for images in self.images:
-            log_p = self.model.forward(weights, images[:most]).log_softmax(-1)
+            log_p = self.model.forward(weights, images[:100]).log_softmax(-1)
             # H = -sum_c p_c log p_c
             entropies.append(-(log_p.exp() * log_p).sum(-1).mean(-1))
         return torch.stack(entropies).argmin(0)
@@ -97,10 +88,10 @@ class DistilledLoRA:
         generator = torch.Generator().manual_seed(0)
         latents = start.clone().requires_grad_()
         # eps: where truncation loses nothing, only rounding errors are left to follow, and they are followed slowly
-        optimizer = torch.optim.Adam([latents], self.learning_rate, eps=1e-6)
+        optimizer = torch.optim.Adam([latents], LEARNING_RATE, eps=1e-6)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for _ in range(self.steps):
-            batch = images[torch.randperm(len(images), generator=generator)[: self.batch_size]]
+            batch = images[torch.randperm(len(images), generator=generator)[:BATCH]]
             loss = len(weights) * behaviour_distance(self.model, weights, self.decode(latents), batch)
             optimizer.zero_grad()
             loss.backward()
@@ -111,12 +102,11 @@ class DistilledLoRA:
     def as_artifact(self) -> Artifact:
         """The space, the images and how they are used, to be stored."""
         stored = self.space.as_artifact()
-        how = {"steps": self.steps, "learning_rate": self.learning_rate, "batch_size": self.batch_size}
-        meta = {"encoder": "lora_distilled", "classifier": self.model.name, "distillation": how}
+        meta = {"encoder": "lora_distilled", "classifier": self.model.name, "steps": self.steps}
         return replace(stored, tensors=stored.tensors | {"images": self.images}, meta=stored.meta | meta)
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> DistilledLoRA:
         """The inverse of `as_artifact`."""
         space, model = LoRA.from_artifact(artifact), classifier(artifact.meta["classifier"])
-        return cls(space, model, artifact.tensors["images"], **artifact.meta["distillation"])
+        return cls(space, model, artifact.tensors["images"], artifact.meta["steps"])

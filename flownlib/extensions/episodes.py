@@ -104,7 +104,7 @@ class Characters:
     validation: Tensor
 
 
-def character_pools(most: int, images: int, validation_images: int, seed: int = 0) -> Characters:
+def character_pools(most: int, images: int, validation_images: int) -> Characters:
     """All characters of the training scripts that resemble none of the held-out alphabets or digits.
 
     Every tenth one goes to validation, and both pools are standardised by the training pool's mean and deviation.
@@ -119,15 +119,15 @@ def character_pools(most: int, images: int, validation_images: int, seed: int = 
     every = min(10, len(text) // 10)
     validation = text[::every]
     train = "".join(c for i, c in enumerate(text) if i % every)
-    x = glyph_pool(train, images, seed).float()
+    x = glyph_pool(train, images).float()
     mean, std = x.mean(), x.std()
     return Characters(
-        ((x - mean) / std)[:, :, None], ((glyph_pool(validation, validation_images, seed).float() - mean) / std)[:, :, None]
+        ((x - mean) / std)[:, :, None], ((glyph_pool(validation, validation_images).float() - mean) / std)[:, :, None]
     )
 
 
-def held_out_tasks(queries: int, seed: int = 0) -> list[Task]:
+def held_out_tasks(queries: int) -> list[Task]:
     """The held-out alphabets, then real handwritten digits; each with at least `queries` test images a class."""
     # splits are random, so some classes get fewer test images than others: ask for 60 % more
     sizes = SplitSizes(500, 100, 16 * queries + 100)
-    return [load_task(name, sizes, seed) for name in (*HELD_OUT, FAR)]
+    return [load_task(name, sizes) for name in (*HELD_OUT, FAR)]

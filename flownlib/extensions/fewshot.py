@@ -103,10 +103,10 @@ class CAML(nn.Module):
     A query enters as [feature, unknown label]; it attends to the support and to itself, so queries do not help each other.
     """
 
-    def __init__(self, dim: int, way: int, width: int = 96, depth: int = 3) -> None:
+    def __init__(self, dim: int, way: int, width: int = 96) -> None:
         super().__init__()
         self.way = way
-        self.encoder = SupportEncoder(dim, way, width, depth)
+        self.encoder = SupportEncoder(dim, way, width, 3)
         self.unknown = nn.Parameter(torch.zeros(way))
         self.leave = nn.Linear(width, way)
 
@@ -131,16 +131,14 @@ class CAML(nn.Module):
         return torch.cat(parts)
 
 
-def train_caml(
-    model: CAML, pool: Tensor, steps: int, seed: int, episodes: int = 24, queries: int = 5, learning_rate: float = 2e-3
-) -> list[float]:
+def train_caml(model: CAML, pool: Tensor, steps: int, seed: int, episodes: int = 24) -> list[float]:
     """Teach CAML, in place, on random episodes of a pool of features [classes, k, d]: the loss at every step."""
     generator = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
         shot = SHOTS[int(torch.randint(len(SHOTS), (1,), generator=generator))]
-        drawn = draw_episodes(pool, episodes, model.way, shot, queries, generator)
+        drawn = draw_episodes(pool, episodes, model.way, shot, 5, generator)
         labels = random_labels(episodes, model.way, generator).to(pool)
         return query_loss(model(drawn.support_x, drawn.query_x, labels), drawn.query_y)
 
-    return minimise(loss, model, steps, learning_rate, "CAML")
+    return minimise(loss, model, steps, 2e-3, "CAML")

@@ -60,12 +60,5 @@ def envelope(nulls: Sequence[Point]) -> list[Point]:
 
 def points(values: Mapping[tuple[str, str, float], float], start: Sequence[tuple[str, float]]) -> list[Point]:
     """Points of (method, share) pairs from values by (quantity, method, share)."""
-    quantities = (
-        "test_accuracy_mean",
-        "accuracy_gain",
-        "spread",
-        "offset",
-        "nearest_training_distance",
-        "error_overlap",
-    )
+    quantities = ("test_accuracy_mean", "accuracy_gain", "spread", "offset", "nearest_training_distance", "error_overlap")
     return [Point(method, share, *(values[quantity, method, share] for quantity in quantities)) for method, share in start]

@@ -52,11 +52,13 @@ class SuffixClassifier(ModuleClassifier):
         suffix = fx.GraphModule(whole.template, _from(graph, late, dict(zip(cut, shapes, strict=True))))
         size = sum(map(prod, shapes))
         try:
-            made = cls(f"{whole.name}[suffix]", (size, 1, 1), lambda: suffix, whole.patterns, whole.statistics, whole, prefix)
+            classifier = cls(
+                f"{whole.name}[suffix]", (size, 1, 1), lambda: suffix, whole.patterns, whole.statistics, whole, prefix
+            )
         except ValueError as error:
             raise ValueError(f"{whole.name} cannot be cut, its rest cannot run alone ({error}); use it whole") from error
-        made._check()
-        return made
+        classifier._check()
+        return classifier
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -97,35 +99,35 @@ class SuffixClassifier(ModuleClassifier):
 
 def _late(graph: fx.Graph, whole: ModuleClassifier) -> set[fx.Node]:
     """The nodes whose values depend on the weights, and the output."""
-    late, chosen = set(), {name for name, first in whole.tied.items() if first in whole.layout.names}
+    late, weights = set(), {name for name, first in whole.tied.items() if first in whole.layout.names}
     for node in graph.nodes:
         own = {node.target} if node.op == "get_attr" else set()
         if node.op == "call_module":
             own = {f"{node.target}.{name}" for name in whole.template.get_submodule(node.target).state_dict()}
-        if own & chosen or node.op == "output" or any(source in late for source in node.all_input_nodes):
+        if own & weights or node.op == "output" or any(source in late for source in node.all_input_nodes):
             late.add(node)
     return late
 
 
 def _until(graph: fx.Graph, late: set[fx.Node], cut: list[fx.Node]) -> fx.Graph:
     """The early nodes; returns the values at the cut."""
-    made, copies = fx.Graph(), {}
+    early, copies = fx.Graph(), {}
     for node in graph.nodes:
         if node not in late:
-            copies[node] = made.node_copy(node, copies.__getitem__)
-    made.output(tuple(copies[node] for node in cut))
-    return made
+            copies[node] = early.node_copy(node, copies.__getitem__)
+    early.output(tuple(copies[node] for node in cut))
+    return early
 
 
 def _from(graph: fx.Graph, late: set[fx.Node], shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Graph:
     """The late nodes, fed with the values at the cut, which lie side by side in a row of features [b, d, 1, 1]."""
-    made, start = fx.Graph(), 0
-    row, copies = made.call_method("flatten", (made.placeholder("features"), 1)), {}
+    rest, start = fx.Graph(), 0
+    row, copies = rest.call_method("flatten", (rest.placeholder("features"), 1)), {}
     for node, shape in shapes.items():
-        part = made.call_method("narrow", (row, 1, start, prod(shape)))
-        copies[node] = made.call_method("unflatten", (part, 1, shape)) if shape else part
+        part = rest.call_method("narrow", (row, 1, start, prod(shape)))
+        copies[node] = rest.call_method("unflatten", (part, 1, shape)) if shape else part
         start += prod(shape)
     for node in graph.nodes:
         if node in late:
-            copies[node] = made.node_copy(node, copies.__getitem__)
-    return made
+            copies[node] = rest.node_copy(node, copies.__getitem__)
+    return rest

@@ -76,7 +76,7 @@ class Mix(nn.Module):
         return self.linear(x) + self.perceptron(x)
 
 
-class Keys(nn.Module):
+class EdgeKeys(nn.Module):
     """Binds the features h_j of a node to each number t of its edges: the keys A h_j ⊙ c_t."""
 
     def __init__(self, width: int, numbers: int) -> None:
@@ -89,7 +89,7 @@ class Keys(nn.Module):
         return (self.project(nodes)[:, :, None] * self.code).flatten(1, 2)
 
 
-def distinct(nodes: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalised(nodes: Tensor) -> Tensor:
     """The nodes of a layer [n, units, width] made nearly orthogonal to each other, so that what is bound to one stays its own.
 
     The symmetric orthogonalisation of Löwdin (1950) treats all units alike: permuting them permutes the result.
@@ -98,7 +98,7 @@ def distinct(nodes: Tensor, iterations: int = 5) -> Tensor:
     gram = nodes @ nodes.transpose(1, 2) / nodes.shape[2] + 0.1 * identity
     size = gram.flatten(1).norm(dim=1)[:, None, None]
     root, inverse = gram / size, identity.expand_as(gram)
-    for _ in range(iterations):
+    for _ in range(5):
         # Newton's iteration towards G^(1/2) and G^(-1/2) (Higham 1997)
         step = 1.5 * identity - 0.5 * inverse @ root
         root, inverse = root @ step, step @ inverse
@@ -106,12 +106,12 @@ def distinct(nodes: Tensor, iterations: int = 5) -> Tensor:
     return inverse @ nodes / size.sqrt()
 
 
-class Edges(nn.Module):
+class EdgeDecoder(nn.Module):
     """The numbers on the edges between two layers, made from the features of both ends."""
 
     def __init__(self, width: int, numbers: int) -> None:
         super().__init__()
-        self.above, self.below = nn.Linear(width, width), Keys(width, numbers)
+        self.above, self.below = nn.Linear(width, width), EdgeKeys(width, numbers)
 
     def forward(self, above: Tensor, below: Tensor) -> Tensor:
         """Nodes [n, out, width] and [n, in, width] → edges [n, out, in, numbers]."""
@@ -121,11 +121,11 @@ class Edges(nn.Module):
 
 
 class Message(nn.Module):
-    """What nodes hear over their edges to a neighbouring layer: the reverse of `Edges`, a sum over that layer's keys."""
+    """Messages to nodes over their edges to a neighbouring layer: `EdgeDecoder` in reverse, a sum over that layer's keys."""
 
     def __init__(self, width: int, numbers: int) -> None:
         super().__init__()
-        self.keys = Keys(width, numbers)
+        self.keys = EdgeKeys(width, numbers)
 
     def forward(self, edges: Tensor, neighbours: Tensor) -> Tensor:
         """Edges [n, units, neighbours, numbers] and nodes [n, neighbours, width] → messages [n, units, width]."""
@@ -133,34 +133,34 @@ class Message(nn.Module):
         return edges.flatten(2) @ self.keys(neighbours) / math.sqrt(edges[0, 0].numel())
 
 
-class Round(nn.Module):
-    """Every node hears from the layers below and above what their common edges hold and the nodes do not say already."""
+class MessagePassingLayer(nn.Module):
+    """Messages from the layers below and above over residual edges: what their ends' features do not give of the edges yet."""
 
     def __init__(self, width: int, numbers: tuple[int, ...], upwards: bool) -> None:
         super().__init__()
         self.upwards = upwards
-        self.said = nn.ModuleList(Edges(width, count) for count in numbers)
+        self.decoders = nn.ModuleList(EdgeDecoder(width, count) for count in numbers)
         self.from_below = nn.ModuleList(Message(width, count) for count in numbers)
         self.from_above = nn.ModuleList(Message(width, count) for count in numbers[1:])
         self.updates = nn.ModuleList(Mix((3 if i + 1 < len(numbers) else 2) * width, width) for i in range(len(numbers)))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in numbers)
 
-    def forward(self, nodes: list[Tensor], names: list[Tensor], edges: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Features of the nodes and their names, by which `distinct` tells them apart, are updated, layer after layer.
+    def forward(self, nodes: list[Tensor], keys: list[Tensor], edges: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The nodes' features and their keys, which are the features `orthogonalised`, updated layer after layer.
 
         Args:
-            nodes, names: [n, units, width] for each layer, inputs first. edges: [n, out, in, numbers] into each other layer.
+            nodes, keys: [n, units, width] for each layer, inputs first. edges: [n, out, in, numbers] into each other layer.
         """
-        nodes, names, count = list(nodes), list(names), len(edges)
-        unsaid = [edges[i] - self.said[i](nodes[i + 1], names[i]) for i in range(count)]
-        # each layer hears what the one before it has just learned
+        nodes, keys, count = list(nodes), list(keys), len(edges)
+        residual_edges = [edges[i] - self.decoders[i](nodes[i + 1], keys[i]) for i in range(count)]
+        # each layer is sent what the one before it has just learned
         for i in range(count) if self.upwards else reversed(range(count)):
-            heard = [nodes[i + 1], self.from_below[i](unsaid[i], names[i])]
+            messages = [nodes[i + 1], self.from_below[i](residual_edges[i], keys[i])]
             if i + 1 < count:
-                heard.append(self.from_above[i](unsaid[i + 1].transpose(1, 2), names[i + 2]))
-            nodes[i + 1] = self.norms[i](nodes[i + 1] + self.updates[i](torch.cat(heard, dim=-1)))
-            names[i + 1] = distinct(nodes[i + 1])
-        return nodes, names
+                messages.append(self.from_above[i](residual_edges[i + 1].transpose(1, 2), keys[i + 2]))
+            nodes[i + 1] = self.norms[i](nodes[i + 1] + self.updates[i](torch.cat(messages, dim=-1)))
+            keys[i + 1] = orthogonalised(nodes[i + 1])
+        return nodes, keys
 
 
 class OnGraph(nn.Module):
@@ -194,10 +194,10 @@ class GraphEncoder(OnGraph):
         numbers = self.graph.numbers
         self.node_dim = node_dim
         self.biases = nn.ModuleList(nn.Linear(1, width) for _ in numbers)
-        self.rounds = nn.ModuleList(Round(width, numbers, upwards=number % 2 == 0) for number in range(rounds))
+        self.rounds = nn.ModuleList(MessagePassingLayer(width, numbers, upwards=number % 2 == 0) for number in range(rounds))
         self.latents = nn.ModuleList(nn.Linear(width, 2 * node_dim) for _ in numbers)
         for read in self.latents:
-            nn.init.constant_(read.bias[node_dim:], -5.0)  # little noise at first, or nothing is heard over it
+            nn.init.constant_(read.bias[node_dim:], -5.0)  # little noise at first, or it drowns the latents
 
     @property
     def latent_dim(self) -> int:
@@ -209,10 +209,10 @@ class GraphEncoder(OnGraph):
         edges, biases = self.graph.split(standard)
         nodes = [lift(bias[..., None]) for lift, bias in zip(self.biases, biases, strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        names = [self.inputs, *map(distinct, nodes)]
+        keys = [self.inputs, *map(orthogonalised, nodes)]
         nodes = [self.inputs, *nodes]
-        for hear in self.rounds:
-            nodes, names = hear(nodes, names, edges)
+        for layer in self.rounds:
+            nodes, keys = layer(nodes, keys, edges)
         posterior = [read(features) for read, features in zip(self.latents, nodes[1:], strict=True)]
         mean, log_variance = torch.cat(posterior, dim=1).chunk(2, dim=-1)
         return torch.cat([mean.flatten(1), log_variance.flatten(1)], dim=1)
@@ -224,11 +224,6 @@ class GraphEncoder(OnGraph):
         deviations = [nodes.std((0, 1)).expand(nodes.shape[1:]) for nodes in layers]
         return torch.cat(means).flatten(), torch.cat(deviations).flatten()
 
-    def pooled(self, latents: Tensor) -> Tensor:
-        """An invariant summary [n, 2 * layers * node_dim] of latents [n, k]: each layer's mean and root mean square."""
-        layers = self.graph.nodes(latents)
-        return torch.cat([part for nodes in layers for part in (nodes.mean(1), nodes.square().mean(1).sqrt())], dim=1)
-
 
 class GraphDecoder(OnGraph):
     """Latents [n, k] → standardised weights [n, p]: an edge is made from the latents at its two ends, a bias from its own."""
@@ -237,15 +232,15 @@ class GraphDecoder(OnGraph):
         super().__init__(model, width)
         numbers = self.graph.numbers
         self.lift = nn.ModuleList(Mix(node_dim, width) for _ in numbers)
-        self.edges = nn.ModuleList(Edges(width, count) for count in numbers)
+        self.edges = nn.ModuleList(EdgeDecoder(width, count) for count in numbers)
         self.biases = nn.ModuleList(nn.Linear(width, 1) for _ in numbers)
 
     def forward(self, latents: Tensor) -> Tensor:
         """[n, k] → [n, p]."""
         nodes = [lift(z) for lift, z in zip(self.lift, self.graph.nodes(latents), strict=True)]
         nodes[-1] = nodes[-1] + self.outputs
-        names = [self.inputs, *map(distinct, nodes[:-1])]
-        edges = [make(*ends) for make, *ends in zip(self.edges, nodes, names, strict=True)]
+        keys = [self.inputs, *map(orthogonalised, nodes[:-1])]
+        edges = [decoder(*ends) for decoder, *ends in zip(self.edges, nodes, keys, strict=True)]
         return self.graph.join(edges, [bias(features) for bias, features in zip(self.biases, nodes, strict=True)])
 
 
@@ -253,7 +248,7 @@ def graph_networks(model: Classifier, node_dim: int, width: int, rounds: int) ->
     """Encoder and decoder for a VAE whose latents are `node_dim` numbers for each hidden and each output unit.
 
     Args:
-        width: features of a node. rounds: how often every node hears from its neighbours.
+        width: features of a node. rounds: of messages between neighbours.
 
     Raises:
         ValueError: if the model is not made of convolutions and linear layers.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flownlib.encoders import Standardiser
-from flownlib.optimisation import minimise
+from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Task
 from flownlib.vae import VAE, VAESettings, standardise_latents, vae_loss
 from flownlib.zoo import Zoo
@@ -22,8 +22,7 @@ def at_width(vae: VAE, zoo: Zoo) -> VAE:
     Raises:
         ValueError: if the classifiers differ in more than their widths.
     """
-    with torch.random.fork_rng(devices=[]):
-        other = VAE(zoo.model, vae.settings)
+    other = seeded_module(0, lambda: VAE(zoo.model, vae.settings))
     other.encoder, other.decoder = vae.encoder.on(zoo.model), vae.decoder.on(zoo.model)
     standardiser = Standardiser.by_tensor(zoo.weights, zoo.layout)
     other.mean.copy_(standardiser.mean)
@@ -45,20 +44,18 @@ def train_on_widths(zoos: Sequence[Zoo], tasks: Mapping[str, Task], settings: VA
     if settings.architecture != "graph":
         raise ValueError(f'classifiers of several widths need the architecture "graph", not {settings.architecture!r}')
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        first = VAE(zoos[0].model, settings)
+    first = seeded_module(seed, lambda: VAE(zoos[0].model, settings))
     vaes = [at_width(first, zoo) for zoo in zoos]
 
     def draw(count: int, size: int) -> Tensor:
         return torch.randint(count, (size,), generator=generator)
 
     def loss() -> Tensor:
-        chosen = int(draw(len(zoos), 1))
-        name = zoos[chosen].tasks[int(draw(len(zoos[chosen].tasks), 1))]
-        weights, images = zoos[chosen].task(name).weights, tasks[name].train.x
+        number = int(draw(len(zoos), 1))
+        name = zoos[number].tasks[int(draw(len(zoos[number].tasks), 1))]
+        weights, images = zoos[number].task(name).weights, tasks[name].train.x
         batch, probes = weights[draw(len(weights), settings.batch_size)], images[draw(len(images), settings.probe_images)]
-        return sum(vae_loss(vaes[chosen], batch, probes, generator).values())
+        return sum(vae_loss(vaes[number], batch, probes, generator).values())
 
     minimise(loss, first, settings.steps, settings.learning_rate, "VAE of several widths", weight_decay=1e-4)
     return [at_width(first.eval().requires_grad_(False), zoo) for zoo in zoos]

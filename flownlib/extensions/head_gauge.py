@@ -86,3 +86,10 @@ class CentroidPrior(nn.Module):
         row_scale, bias_scale = self.log_scale.exp()
         tokens = torch.cat([row_scale * rows, bias_scale * bias[..., None]], dim=-1)
         return (tokens - tokens.mean(dim=-2, keepdim=True)) / gauge.scale
+
+    @torch.no_grad()
+    def fit(self, base: Tensor, tokens: Tensor) -> None:
+        """Set both scales, in place, so that this prior's tokens [t, n, d + 1] are nearest to trained heads' tokens."""
+        for i, part in enumerate((slice(None, -1), slice(-1, None))):
+            ratio = (base[..., part] * tokens[..., part]).sum() / base[..., part].square().sum()
+            self.log_scale[i] += ratio.clamp(min=1e-3).log()

@@ -28,16 +28,16 @@ class HeadFlow(nn.Module):
     """p(head | support): sample with `sample`, train with `fit_flow_matching` and `fit_queries`.
 
     Args:
-        gauge: the frame of the heads. dim: d of the features. way: n classes. centroid_scale: the prior's temperature.
+        gauge: the frame of the heads. dim: d of the features. way: n classes.
     """
 
-    def __init__(self, gauge: HeadGauge, dim: int, way: int, width: int = 96, centroid_scale: float = 0.1) -> None:
+    def __init__(self, gauge: HeadGauge, dim: int, way: int, width: int = 96) -> None:
         super().__init__()
         self.dim, self.way = dim, way
         self.register_buffer("gauge_mean", gauge.mean)
         self.register_buffer("gauge_scale", gauge.scale)
         self.encoder = SupportEncoder(dim, way, width)
-        self.prior = CentroidPrior(centroid_scale)
+        self.prior = CentroidPrior(0.1)
         self.velocity = ClassTokenVelocity(dim + 1, width + dim + way, width)
 
     @property
@@ -65,12 +65,10 @@ class HeadFlow(nn.Module):
         return self.gauge.from_tokens(tokens)
 
     @torch.no_grad()
-    def logits(
-        self, episodes: Episodes, generator: torch.Generator, noise: float = 1.0, steps: int = 3, chunk: int = 100
-    ) -> Tensor:
+    def logits(self, episodes: Episodes, generator: torch.Generator, noise: float = 1.0, steps: int = 3) -> Tensor:
         """Query logits [m, q, n] of one head for each episode; `noise` 0 starts at the prior's mean instead of a sample."""
         parts = []
-        for support, query in zip(episodes.support_x.split(chunk), episodes.query_x.split(chunk), strict=True):
+        for support, query in zip(episodes.support_x.split(100), episodes.query_x.split(100), strict=True):
             labels = random_labels(len(support), self.way, generator).to(support)
             x_0 = noise * torch.randn(len(support), self.way, self.dim + 1, generator=generator).to(support)
             parts.append(head_logits(*self(support, labels, x_0, steps), query))
@@ -85,55 +83,35 @@ def fit_prior(flow: HeadFlow, heads: Tensor, classes: Tensor, pool: Tensor, seed
         classes: int64 [t, n], the pool's classes behind each head. pool: features [classes, k, d].
     """
     support = draw_episodes(pool, len(heads), flow.way, 5, 0, torch.Generator().manual_seed(seed), classes).support_x
-    base = flow.base(support)
-    for i, part in enumerate((slice(None, -1), slice(-1, None))):
-        fit = (base[..., part] * heads[..., part]).sum() / base[..., part].square().sum()
-        flow.prior.log_scale[i] += fit.clamp(min=1e-3).log()
+    flow.prior.fit(flow.base(support), heads)
 
 
 def fit_flow_matching(
-    flow: HeadFlow,
-    heads: Tensor,
-    classes: Tensor,
-    pool: Tensor,
-    steps: int,
-    seed: int,
-    batch_size: int = 32,
-    times: int = 4,
-    learning_rate: float = 2e-3,
+    flow: HeadFlow, heads: Tensor, classes: Tensor, pool: Tensor, steps: int, seed: int, batch_size: int = 32
 ) -> list[float]:
     """Teach the flow, in place, to imitate heads that were trained on many images: the loss at every step.
 
     Args:
         heads: tokens [t, n, d + 1]. classes: int64 [t, n]. pool: features [classes, k, d], from which every step shows
-            the flow a new support. times: flow times t drawn for each support, which costs little.
+            the flow a new support.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, times = torch.Generator().manual_seed(seed), 4  # flow times t drawn for each support, which costs little
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(heads), (batch_size,), generator=generator)
+        rows = torch.randint(len(heads), (batch_size,), generator=generator)
         shot = SHOTS[int(torch.randint(len(SHOTS), (1,), generator=generator))]
-        support = draw_episodes(pool, batch_size, flow.way, shot, 0, generator, classes[chosen]).support_x
+        support = draw_episodes(pool, batch_size, flow.way, shot, 0, generator, classes[rows]).support_x
         labels = random_labels(batch_size, flow.way, generator).to(support)
-        x_1 = heads[chosen].repeat(times, 1, 1)
+        x_1 = heads[rows].repeat(times, 1, 1)
         x_0, t = torch.randn(x_1.shape, generator=generator).to(x_1), torch.rand(len(x_1), generator=generator).to(x_1)
         # the prior was fitted by least squares and must not drift towards the targets' noise
         y, base = flow.context(support, labels).repeat(times, 1, 1), flow.base(support).detach().repeat(times, 1, 1)
         return token_flow_matching_loss(flow.velocity, x_0, x_1, t, y, base)
 
-    return minimise(loss, flow, steps, learning_rate, "flow matching")
+    return minimise(loss, flow, steps, 2e-3, "flow matching")
 
 
-def fit_queries(
-    flow: HeadFlow,
-    pool: Tensor,
-    steps: int,
-    seed: int,
-    episodes: int = 32,
-    queries: int = 10,
-    euler_steps: int = 3,
-    learning_rate: float = 1e-3,
-) -> list[float]:
+def fit_queries(flow: HeadFlow, pool: Tensor, steps: int, seed: int, episodes: int = 32, queries: int = 10) -> list[float]:
     """Teach the sampler, in place, to write heads that label images outside the support: the loss at every step.
 
     Gradients run through the queries' logits and the Euler steps, from x_0 at the prior's mean.
@@ -145,6 +123,6 @@ def fit_queries(
         drawn = draw_episodes(pool, episodes, flow.way, shot, queries, generator)
         labels = random_labels(episodes, flow.way, generator).to(pool)
         x_0 = torch.zeros(episodes, flow.way, flow.dim + 1).to(pool)
-        return query_loss(head_logits(*flow(drawn.support_x, labels, x_0, euler_steps), drawn.query_x), drawn.query_y)
+        return query_loss(head_logits(*flow(drawn.support_x, labels, x_0), drawn.query_x), drawn.query_y)
 
-    return minimise(loss, flow, steps, learning_rate, "query loss")
+    return minimise(loss, flow, steps, 1e-3, "query loss")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,6 @@ class LoRA:
 
     Latents [n, k] are the entries of B [out, rank] and A [rank, in] for each factored tensor, and the differences
     themselves for each whole one, standardised. A convolution's kernel [out, in, k, k] counts as a matrix [out, in k k].
-    `base` and the standardiser are on one device and of one dtype; `to` moves them.
     """
 
     layout: Layout
@@ -55,7 +55,7 @@ class LoRA:
                 "layer4.*.conv*.weight"; a tensor that both match is adapted whole.
 
         Raises:
-            ValueError: if nothing is adapted, a pattern matches nothing, a factored tensor is no matrix, or the rank is too high.
+            ValueError: if nothing is adapted or matched by a pattern, a factored tensor is no matrix, or the rank is too high.
         """
         if not (factored or whole):
             raise ValueError("a LoRA space needs tensors to adapt: name some in `factored` or in `whole`")
@@ -99,11 +99,6 @@ class LoRA:
         """The same space with latents centred and, for each B, A and whole tensor, of unit scale on adapted networks [n, p]."""
         return replace(self, standardiser=Standardiser.fit(self.latent_layout.join(self._factors(weights)), self.latent_layout))
 
-    def to(self, target: torch.device | torch.dtype | str) -> LoRA:
-        """The same space on another device or in another dtype."""
-        scaling = Standardiser(self.standardiser.mean.to(target), self.standardiser.scale.to(target))
-        return replace(self, base=self.base.to(target), standardiser=scaling)
-
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents [n, k] that decode to the base: B and whole changes are zero, A is uniform with variance 1 / (3 in)."""
         parts = {}
@@ -138,10 +133,10 @@ class LoRA:
 
     def _factors(self, weights: Tensor) -> dict[str, Tensor]:
         """B, A and whole changes, not standardised."""
-        found, base = self.layout.views(weights), self.layout.views(self.base)
-        parts = {name: found[name] - base[name] for name in self.whole}
+        changes = self.layout.views(weights - self.base)
+        parts = {name: changes[name] for name in self.whole}
         for name in self.factored:
-            u, s, v = torch.linalg.svd((found[name] - base[name]).flatten(2), full_matrices=False)
+            u, s, v = torch.linalg.svd(changes[name].flatten(2), full_matrices=False)
             parts |= _named(name, *balanced(u[..., : self.rank], s[..., : self.rank], v[..., : self.rank, :]))
         return parts
 
@@ -191,20 +186,11 @@ class LatentClassifier:
         """Where each tensor of the latents lies."""
         return self.space.latent_layout
 
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The model's own."""
-        return self.model.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """The model's own."""
-        return self.model.num_classes
-
-    @property
-    def largest_activation(self) -> int:
-        """The model's own."""
-        return self.model.largest_activation
+    def __getattr__(self, name: str) -> Any:
+        """The model's own image_shape, num_classes and largest_activation."""
+        if name in ("image_shape", "num_classes", "largest_activation"):
+            return getattr(self.model, name)
+        raise AttributeError(name)
 
     def forward(self, latents: Tensor, x: Tensor) -> Tensor:
         """Logits [m, b, classes] of m networks given by latents [m, k]; images as for the model."""

@@ -82,9 +82,9 @@ def _check_function(model: ModuleClassifier) -> None:
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """All parameters and buffers under all of their names, in a state dict's order."""
-    found = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    saved = [name for name in module.state_dict() if name in found]
-    return [(name, found[name]) for name in dict.fromkeys([*saved, *found])]
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    saved = [name for name in module.state_dict() if name in tensors]
+    return [(name, tensors[name]) for name in dict.fromkeys([*saved, *tensors])]
 
 
 def unusable(tensor: Tensor) -> str:

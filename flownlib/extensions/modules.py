@@ -19,11 +19,10 @@ from torch.func import functional_call, vmap
 
 from flownlib.extensions.module_checks import check_module, first_line, named_tensors
 from flownlib.extensions.traced_symmetry import of_module
+from flownlib.optimisation import seeded_module
 from flownlib.weights import Layout, Symmetries
 
 log = logging.getLogger(__name__)
-NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-VISION = {"resnet18": "fc", "vit_b_16": "heads", "convnext_tiny": "classifier.2"}  # torchvision's name → its head
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +49,7 @@ class ModuleClassifier:
     @cached_property
     def template(self) -> nn.Module:
         """One module, for its structure and for what is not among the weights."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self.build().eval()
+        return seeded_module(0, self.build).eval()
 
     @cached_property
     def tied(self) -> dict[str, str]:
@@ -60,8 +57,8 @@ class ModuleClassifier:
         groups: dict[int, list[str]] = {}
         for name, tensor in named_tensors(self.template):
             groups.setdefault(id(tensor), []).append(name)
-        chosen = set(self.layout.names)
-        return {name: next((n for n in names if n in chosen), names[0]) for names in groups.values() for name in names}
+        weights = set(self.layout.names)
+        return {name: next((n for n in names if n in weights), names[0]) for names in groups.values() for name in names}
 
     @cached_property
     def layout(self) -> Layout:
@@ -140,9 +137,7 @@ class ModuleClassifier:
             return self.start().to(dtype).repeat(n, 1)
         rows = []
         for seed in torch.randint(2**62, (n,), generator=generator).tolist():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                rows.append(self.layout.join(dict(named_tensors(self.build()))).detach())
+            rows.append(self.layout.join(dict(named_tensors(seeded_module(seed, self.build)))).detach())
         if all(torch.equal(row.float(), self.start()) for row in rows):
             sentence = f"{self.name} is the same network each time it is built: let `build` set no seed and load nothing"
             if n > 1:
@@ -190,47 +185,3 @@ class ModuleClassifier:
             saved = module.state_dict().keys()
             return {name: tensor for name, tensor in named_tensors(module) if name in saved}
         return dict(module.named_parameters(remove_duplicate=False))
-
-
-def torchvision_classifier(
-    name: str,
-    subset: str = "norms",
-    num_classes: int = 10,
-    image_size: int = 64,
-    pretrained: bool = False,
-    seed: int = 0,
-) -> ModuleClassifier:
-    """A torchvision network of which only the normalisation layers, the head, or both are weights.
-
-    Args:
-        name: one of VISION. subset: "norms", "head", "norms+head" or "all". pretrained: download ImageNet weights;
-            otherwise the frozen part is drawn with `seed`, and nothing is downloaded.
-
-    Raises:
-        ValueError: for an unknown network or subset, or a vision transformer with images that are not 224 wide.
-    """
-    if name not in VISION:
-        raise ValueError(f"there is no torchvision classifier {name!r} here; choose one of {', '.join(VISION)}")
-    if name == "vit_b_16" and image_size != 224:
-        raise ValueError(f"vit_b_16 takes images 224 wide, not {image_size}")
-    import torchvision  # here, for importing it takes seconds
-
-    head = VISION[name]
-
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            if subset != "all":  # otherwise every seed of a zoo shall have its own
-                torch.manual_seed(seed)
-            module = getattr(torchvision.models, name)(weights="DEFAULT" if pretrained else None)
-            parent, _, last = head.rpartition(".")
-            owner = module.get_submodule(parent)
-            old = owner[int(last)] if last.isdigit() else getattr(owner, last)
-            features = (old if isinstance(old, nn.Linear) else old[-1]).in_features
-            owner.register_module(last, nn.Linear(features, num_classes))
-        return module
-
-    norms = [f"{path}.*" for path, part in build().named_modules() if isinstance(part, NORMALISATION)]
-    subsets = {"norms": norms, "head": [f"{head}.*"], "norms+head": [*norms, f"{head}.*"], "all": ["*"]}
-    if subset not in subsets:
-        raise ValueError(f"there is no subset {subset!r}; choose one of {', '.join(subsets)}")
-    return ModuleClassifier(f"{name}[{subset}]", (3, image_size, image_size), build, tuple(subsets[subset]))

@@ -8,18 +8,16 @@ body and generates the head, counted from the centroid head of those features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from flownlib.extensions.class_tokens import ClassTokenVelocity, query_loss, sample_tokens, token_flow_matching_loss
 from flownlib.extensions.episodes import draw_episodes
 from flownlib.extensions.head_gauge import CentroidPrior, HeadGauge, class_means
 from flownlib.networks import Classifier
-from flownlib.optimisation import warmup_cosine
+from flownlib.optimisation import minimise, seeded_module
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,6 @@ class NetworkFlow(nn.Module):
         pixels: PixelBasis,
         features_std: float,
         centroid_scale: float,
-        width: int = 96,
-        depth: int = 2,
     ) -> None:
         super().__init__()
         self.model, self.gauge, self.pixels, self.features_std = model, gauge, pixels, features_std
@@ -100,8 +96,8 @@ class NetworkFlow(nn.Module):
         self.origin, self.basis = nn.Parameter(basis.origin.clone()), nn.Parameter(basis.basis.clone())
         self.prior = CentroidPrior(centroid_scale)
         context = 2 * (len(pixels.directions) + len(gauge.mean))
-        self.body_flow = ClassTokenVelocity(len(basis.basis), context, width, depth, latent=True)
-        self.head_flow = ClassTokenVelocity(len(gauge.scale), context, width, depth)
+        self.body_flow = ClassTokenVelocity(len(basis.basis), context, latent=True)
+        self.head_flow = ClassTokenVelocity(len(gauge.scale), context)
 
     def body(self, z: Tensor) -> Tensor:
         """Weights [m, p] with a zero head for body coordinates z [m, r]."""
@@ -169,10 +165,7 @@ def fit_prior(flow: NetworkFlow, zoo: Tensor, zoo_classes: Tensor, pool: Tensor,
     """Set the centroid prior's two scales, in place, by least squares to a zoo's heads; arguments as in `fit_flow_matching`."""
     bodies, rows, bias = split_head(flow.model, zoo)
     support = draw_episodes(pool, len(zoo), flow.model.num_classes, shot, 0, torch.Generator().manual_seed(seed), zoo_classes)
-    base, tokens = flow.base(flow.features(zoo, support.support_x)), flow.gauge.to_tokens(rows, bias)
-    for i, part in enumerate((slice(None, -1), slice(-1, None))):
-        fit = (base[..., part] * tokens[..., part]).sum() / base[..., part].square().sum()
-        flow.prior.log_scale[i] += fit.clamp(min=1e-3).log()
+    flow.prior.fit(flow.base(flow.features(zoo, support.support_x)), flow.gauge.to_tokens(rows, bias))
 
 
 def split_head(model: Classifier, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,11 +185,9 @@ def network_flow(
     bodies, rows, bias = split_head(model, zoo)
     with torch.no_grad():
         features = model.features(body, images)[0]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        basis = BodyBasis.fit(bodies, body[0, : -model.head_size], components)
-        gauge = HeadGauge.fit(rows, bias, features)
-        return NetworkFlow(model, basis, gauge, PixelBasis.fit(images), features.std().item(), centroid_scale)
+    basis, gauge = BodyBasis.fit(bodies, body[0, : -model.head_size], components), HeadGauge.fit(rows, bias, features)
+    frame = basis, gauge, PixelBasis.fit(images), features.std().item()
+    return seeded_module(seed, lambda: NetworkFlow(model, *frame, centroid_scale))
 
 
 def fit_flow_matching(
@@ -208,7 +199,6 @@ def fit_flow_matching(
     seed: int,
     shot: int = 5,
     batch_size: int = 16,
-    learning_rate: float = 1e-3,
 ) -> list[float]:
     """Teach both flows, in place, to imitate the zoo: returns the loss at every step.
 
@@ -220,35 +210,21 @@ def fit_flow_matching(
     bodies, rows, bias = split_head(flow.model, zoo)
     z, tokens = BodyBasis(flow.origin.detach(), flow.basis.detach()).coordinates(bodies), flow.gauge.to_tokens(rows, bias)
     learners = [*flow.body_flow.parameters(), *flow.head_flow.parameters()]
-    optimizer = torch.optim.AdamW(learners, learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
-    losses, way = [], flow.model.num_classes
-    for _ in tqdm(range(steps), desc="flow matching", leave=False, disable=None):
-        chosen = torch.randint(len(zoo), (batch_size,), generator=generator)
+    way = flow.model.num_classes
+
+    def loss() -> Tensor:
+        networks = torch.randint(len(zoo), (batch_size,), generator=generator)
         order = torch.rand(batch_size, way, generator=generator).argsort(dim=1)
-        classes = zoo_classes[chosen].gather(1, order)
+        classes = zoo_classes[networks].gather(1, order)
         support = draw_episodes(pool, batch_size, way, shot, 0, generator, classes).support_x
-        tokens_1 = tokens[chosen[:, None], order.to(tokens.device)]
-        loss = flow.flow_matching_loss(support, z[chosen], tokens_1, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(learners, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return losses
+        tokens_1 = tokens[networks[:, None], order.to(tokens.device)]
+        return flow.flow_matching_loss(support, z[networks], tokens_1, generator)
+
+    return minimise(loss, learners, steps, 1e-3, "flow matching", weight_decay=1e-4)
 
 
 def fit_queries(
-    flow: NetworkFlow,
-    pool: Tensor,
-    steps: int,
-    seed: int,
-    shot: int = 5,
-    queries: int = 5,
-    tasks: int = 16,
-    learning_rate: float = 1e-3,
-    euler_steps: int = 2,
+    flow: NetworkFlow, pool: Tensor, steps: int, seed: int, shot: int = 5, queries: int = 5, tasks: int = 16
 ) -> list[float]:
     """Teach the sampler, in place, to write networks that classify new images of random tasks: the loss at every step.
 
@@ -257,18 +233,11 @@ def fit_queries(
     generator, way = torch.Generator().manual_seed(seed), flow.model.num_classes
     shared = [flow.origin, flow.basis]
     others = [p for p in flow.parameters() if all(p is not q for q in shared)]
-    groups = [{"params": shared, "lr": 0.3 * learning_rate}, {"params": others, "lr": learning_rate}]
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
-    losses = []
-    for _ in tqdm(range(steps), desc="query loss", leave=False, disable=None):
+    groups = [{"params": shared, "lr": 3e-4}, {"params": others}]
+
+    def loss() -> Tensor:
         drawn = draw_episodes(pool, tasks, way, shot, queries, generator)
-        weights = flow(drawn.support_x, flow.noise(tasks, generator), euler_steps)
-        loss = query_loss(flow.model.forward(weights, drawn.query_x), drawn.query_y)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([*shared, *others], 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return losses
+        weights = flow(drawn.support_x, flow.noise(tasks, generator))
+        return query_loss(flow.model.forward(weights, drawn.query_x), drawn.query_y)
+
+    return minimise(loss, groups, steps, 1e-3, "query loss", weight_decay=0.0)

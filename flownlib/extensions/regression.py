@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.baselines import pick
 from flownlib.checks import check_count
 from flownlib.encoders import Encoder
 from flownlib.flow import FlowTraining
 from flownlib.generators import Contexts, StandardContexts, mean_contexts, nearest_task, task_numbers
-from flownlib.optimisation import minimise
+from flownlib.optimisation import minimise, seeded_module
 from flownlib.zoo import Zoo
 
 
@@ -32,17 +31,16 @@ class HyperNetwork:
         """Minimise the squared distance to the latents of the context's task."""
         latents, task_of = self.encoder.encode(zoo.weights), task_numbers(zoo)
         self.contexts, generator = StandardContexts.fit(contexts, zoo.tasks), torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            layers = nn.Linear(self.contexts.dim, self.width), nn.SiLU(), nn.Linear(self.width, self.encoder.latent_dim)
-            self.regressor = nn.Sequential(*layers)
+        c, k = self.contexts.dim, self.encoder.latent_dim
+        layers = lambda: nn.Sequential(nn.Linear(c, self.width), nn.SiLU(), nn.Linear(self.width, k))
+        self.regressor = seeded_module(seed, layers)
 
         def loss() -> Tensor:
             rows = torch.randint(len(latents), (self.training.batch_size,), generator=generator)
             return F.mse_loss(self.regressor(self.contexts.draw(task_of[rows], generator)), latents[rows])
 
-        chosen = self.training
-        self.losses = minimise(loss, self.regressor, chosen.steps, chosen.learning_rate, self.name, chosen.weight_decay)
+        how = self.training
+        self.losses = minimise(loss, self.regressor, how.steps, how.learning_rate, self.name, how.weight_decay)
         return self
 
     @torch.no_grad()
@@ -57,13 +55,12 @@ class KernelDensity:
     """Each latent coordinate is drawn on its own from the task's networks, plus a Gaussian kernel (Schürholt et al. 2022).
 
     Args:
-        bandwidth: of the kernel, in units of Scott's rule, deviation * n^(-1/5). joint: keep a network's coordinates together.
+        bandwidth: of the kernel, in units of Scott's rule, deviation * n^(-1/5).
     """
 
     encoder: Encoder
     name: str = "kernel_density"
     bandwidth: float = 1.0
-    joint: bool = False
 
     def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
         """Remember each task's latents and mean context. Nothing is random here."""
@@ -76,10 +73,7 @@ class KernelDensity:
         """n weight vectors [n, p]."""
         check_count("the number of networks", n)
         rows = self.rows[nearest_task(self.centres, y)]
-        if self.joint:
-            drawn = pick(n, rows, generator)
-        else:
-            drawn = rows.gather(0, torch.randint(len(rows), (n, rows.shape[1]), generator=generator))
+        drawn = rows.gather(0, torch.randint(len(rows), (n, rows.shape[1]), generator=generator))
         # z = z_i + h eps with h = bandwidth * deviation * n^(-1/5)
         width = self.bandwidth * rows.std(0) * len(rows) ** -0.2
         return self.encoder.decode(drawn + width * torch.randn(drawn.shape, generator=generator))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flownlib.checks import check_count
 from flownlib.extensions.class_tokens import ClassTokenVelocity, query_loss
 from flownlib.extensions.network_tokens import NetworkFlow
+from flownlib.optimisation import minimise
 
 
 def split_support(support: Tensor, way: int, context: int, splits: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -42,42 +42,33 @@ def velocity_anchor(model: ClassTokenVelocity, frozen: ClassTokenVelocity, x: Te
 
 
 def reward_fine_tune(
-    flow: NetworkFlow,
-    support: Tensor,
-    steps: int,
-    seed: int,
-    context: int | None = 4,
-    splits: int = 8,
-    learning_rate: float = 1e-4,
-    anchor: float = 0.1,
+    flow: NetworkFlow, support: Tensor, steps: int, seed: int, context: int | None = 4, splits: int = 8
 ) -> NetworkFlow:
     """A copy of the flow, tuned to one support set; the shared body and its basis stay as they are.
 
     Args:
         support: [n * k, c, h, w], sorted by class. context: images a class that condition the flow while the others
-            reward it; None rewards it on the very images that it was shown. anchor: weight of the velocity anchor.
+            reward it; None rewards it on the very images that it was shown.
     """
-    check_count("the number of training steps", steps)
     generator, way = torch.Generator().manual_seed(seed), flow.model.num_classes
     tuned = copy.deepcopy(flow)
     learners = [*tuned.body_flow.parameters(), *tuned.head_flow.parameters()]
-    optimizer = torch.optim.Adam(learners, learning_rate)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         if context is None:
             shown = rewarded = support.expand(splits, *support.shape)
         else:
             shown, rewarded = split_support(support, way, context, splits, generator)
         labels = torch.arange(way, device=support.device).repeat_interleave(rewarded.shape[1] // way)
         x_0 = tuned.noise(splits, generator)
-        loss = query_loss(tuned.model.forward(tuned(shown, x_0), rewarded), labels)
+        cross_entropy = query_loss(tuned.model.forward(tuned(shown, x_0), rewarded), labels)
         t = torch.rand(splits, generator=generator).to(support)
         with torch.no_grad():
             look, features = tuned.look(shown), tuned.features(tuned.shared_body(splits), shown)
             y = tuned.context(look, features)
         drift = velocity_anchor(tuned.body_flow, flow.body_flow, x_0[0], y, t)
         drift = drift + velocity_anchor(tuned.head_flow, flow.head_flow, x_0[1], y, t)
-        optimizer.zero_grad()
-        (loss + anchor * drift).backward()
-        nn.utils.clip_grad_norm_(learners, 1.0)
-        optimizer.step()
+        return cross_entropy + 0.1 * drift
+
+    minimise(loss, learners, steps, 1e-4, "reward fine-tuning", weight_decay=0.0, constant=True)
     return tuned

@@ -149,17 +149,17 @@ class Derivation:
             label = self.parents[label]
         return label
 
-    def tie(self, one: int, other: int) -> None:
+    def tie(self, first: int, second: int) -> None:
         """From now on these labels, and all that are tied to them, count as one."""
-        self.parents[self.root(other)] = self.root(one)
+        self.parents[self.root(second)] = self.root(first)
 
     def collected(self, pairs: list[tuple[int, Item]]) -> dict[int, tuple[Item, ...]]:
         """What was collected under each root, without what is fixed."""
-        fixed, found = {self.root(label) for label in self.fixed}, {}
+        fixed, groups = {self.root(label) for label in self.fixed}, {}
         for label, item in pairs:
             if self.root(label) not in fixed:
-                found[self.root(label)] = (*found.get(self.root(label), ()), item)
-        return found
+                groups[self.root(label)] = (*groups.get(self.root(label), ()), item)
+        return groups
 
     def result(self) -> Symmetries:
         """The symmetries of the whole graph."""

@@ -67,12 +67,13 @@ class TokenDecoder(nn.Module):
         return tokens.flatten(1)[:, self.slots]
 
 
-def tokens(layout: Layout, latent_dim: int, width: int, size: int, depth: int = 2, queries: int = 8) -> Pair:
+def tokens(layout: Layout, latent_dim: int, width: int, size: int) -> Pair:
     """Transformers over tokens of weights; their size grows with the number of tokens by one embedding each.
 
     Raises:
         ValueError: if the latents cannot be shared among the queries.
     """
+    depth, queries = 2, 8
     if latent_dim % queries:
         raise ValueError(f"{queries} latent tokens cannot share {latent_dim} numbers; choose a multiple of {queries}")
     places = token_places(layout, size)
@@ -80,8 +81,9 @@ def tokens(layout: Layout, latent_dim: int, width: int, size: int, depth: int = 
     return TokenEncoder(places, *sizes), TokenDecoder(places, layout.size, *sizes)
 
 
-def convolutions(p: int, latent_dim: int, width: int, stages: int = 3) -> Pair:
+def convolutions(p: int, latent_dim: int, width: int) -> Pair:
     """One-dimensional convolutions along the flat vector, a quarter of its length at every stage (p-diff, Wang et al. 2024)."""
+    stages = 3
     length = math.ceil(p / 4**stages)
     padding = length * 4**stages - p
     down: list[nn.Module] = [nn.ConstantPad1d((0, padding), 0.0), nn.Unflatten(1, (1, -1))]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from flownlib.harness.closure import fingerprint
 from flownlib.harness.folders import (
     MANIFEST,
+    cache_root,
     clear_partial,
     disk_trouble,
     made_folder,
@@ -36,17 +37,6 @@ from flownlib.weights import Artifact, ArtifactError
 
 log = logging.getLogger(__name__)
 TENSORS, META = "tensors.safetensors", "meta.json"
-
-
-def project_root() -> Path:
-    """The checkout that holds `notebooks/`, or the current folder when the library is installed without one."""
-    checkout = Path(__file__).resolve().parent.parent.parent
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
-
-
-def cache_root() -> Path:
-    """Where artefacts live: the environment variable FLOWN_CACHE, else `.cache/` in the project."""
-    return Path(os.environ.get("FLOWN_CACHE") or project_root() / ".cache")
 
 
 def address(stage: str, settings: Mapping[str, Any], module: str) -> str:

@@ -63,8 +63,7 @@ def profile_of(options: argparse.Namespace) -> str:
 def run(options: argparse.Namespace) -> int:
     """Check everything, run the notebooks, print minutes and memory; returns 1 if one failed."""
     from flownlib.harness import notebooks, runs
-    from flownlib.harness.cache import project_root
-    from flownlib.harness.folders import claim
+    from flownlib.harness.folders import claim, project_root
 
     profile = profile_of(options)
     if options.in_place and (options.parameters or profile != "tutorial"):

@@ -107,8 +107,7 @@ def graphics_card() -> Check:
 
 def cache() -> Check:
     """The artefact cache can be written, and its disk has room."""
-    from flownlib.harness.cache import cache_root
-    from flownlib.harness.folders import partial_folder
+    from flownlib.harness.folders import cache_root, partial_folder
     from flownlib.weights import ArtifactError
 
     try:

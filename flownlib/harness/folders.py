@@ -29,6 +29,17 @@ MARK, MARKED = ".flownlib", b"This folder was made by flownlib, which writes ove
 PARTIAL = re.compile(r"\.partial-flownlib-[0-9a-f]{16}")
 
 
+def project_root() -> Path:
+    """The checkout that holds `notebooks/`, or the current folder when the library is installed without one."""
+    checkout = Path(__file__).resolve().parent.parent.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def cache_root() -> Path:
+    """Where artefacts live: the environment variable FLOWN_CACHE, else `.cache/` in the project."""
+    return Path(os.environ.get("FLOWN_CACHE") or project_root() / ".cache")
+
+
 @contextmanager
 def disk_trouble(folder: Path) -> Iterator[None]:
     """Whatever the disk refuses inside the block, a full one above all, as one sentence that names the folder."""

@@ -15,8 +15,7 @@ from typing import Any
 import nbformat
 
 from flownlib.harness import profiles
-from flownlib.harness.cache import project_root
-from flownlib.harness.folders import write_file
+from flownlib.harness.folders import project_root, write_file
 from flownlib.harness.pictures import smaller_png
 from flownlib.harness.settings import SEED, Rule, one_line, rules, shown
 

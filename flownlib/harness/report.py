@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flownlib.harness.cache import project_root
-from flownlib.harness.folders import write_file
+from flownlib.harness.folders import project_root, write_file
 from flownlib.harness.results import read
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

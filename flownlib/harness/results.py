@@ -17,8 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flownlib.harness.cache import project_root
-from flownlib.harness.folders import write_file
+from flownlib.harness.folders import project_root, write_file
 from flownlib.harness.pictures import smaller_png
 from flownlib.harness.profiles import PROFILES
 from flownlib.harness.settings import one_line, read_json

@@ -21,8 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from flownlib.harness import results
-from flownlib.harness.cache import cache_root
-from flownlib.harness.folders import partial_folder
+from flownlib.harness.folders import cache_root, partial_folder
 from flownlib.harness.notebooks import Job, load, write_back
 
 CELL_TIMEOUT = 1800  # seconds

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from flownlib.harness.cache import address, cache_root, cached
+from flownlib.harness.cache import address, cached
+from flownlib.harness.folders import cache_root
 from flownlib.networks import Classifier, classifier
 from flownlib.optimisation import seeded
 from flownlib.scoring import Task, score

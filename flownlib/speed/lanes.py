@@ -24,10 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flownlib import checks
-from flownlib.harness.cache import cache_root
-from flownlib.harness.folders import disk_trouble, partial_folder
+from flownlib.harness.folders import cache_root, disk_trouble, partial_folder
 from flownlib.networks import Classifier, Conv
-from flownlib.speed import plan
+from flownlib.speed.inputs import training_inputs
 from flownlib.weights import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -67,44 +66,29 @@ class Kernel:
             Checkpoints [len(record), m, p] after the steps in `record`.
 
         Raises:
-            ValueError: as `checks.training_inputs`; compiled code would follow a wrong number out of its memory.
+            ValueError: as `training_inputs`.
         """
         self._refuse(weights, images, labels, orders)
-        given = plan.training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
+        given = training_inputs(self.model, weights, images, labels, orders, rate, decay, record)
         labels, orders, rate, decay, record = given
-        images, shared = self._rows(images), len(orders) < len(weights)
+        images, shared, (steps, batch) = self._rows(images), len(orders) < len(weights), orders.shape[1:]
 
         def block(start: int) -> Tensor:
             here = slice(start, start + self.lanes)
-            rows = [_filled(x[here], self.lanes) for x in (weights, rate, decay)]
-            own = orders if shared else _filled(orders[here], self.lanes)
-            return self._train_block(*rows, own.contiguous(), images, labels, record, shared)[:, : len(weights[here])]
+            w = self._pack(_filled(weights[here], self.lanes))
+            rates = [_aligned(_filled(x[here], self.lanes)) for x in (rate, decay)]
+            own = (orders if shared else _filled(orders[here], self.lanes)).contiguous()
+            m, v, kept, done = torch.zeros_like(w), torch.zeros_like(w), [], 0
+            for step in record:
+                following = own[:, done:]  # a view: its lanes are still `steps` apart
+                addresses = [ctypes.c_void_p(x.data_ptr()) for x in (w, m, v, images, labels, following, *rates)]
+                sizes = ctypes.c_int64(steps * batch), step - done, batch, int(shared)
+                self.library.train(*addresses[:6], *sizes, *addresses[6:], done)
+                kept.append(self._unpack(w))
+                done = step
+            return torch.stack(kept)[:, : len(weights[here])]
 
         return torch.cat(self._in_threads(block, range(0, len(weights), self.lanes)), dim=1)
-
-    def _train_block(
-        self,
-        weights: Tensor,
-        rate: Tensor,
-        decay: Tensor,
-        orders: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        record: list[int],
-        shared: bool,
-    ) -> Tensor:
-        w = self._pack(weights)
-        m, v, kept, done = torch.zeros_like(w), torch.zeros_like(w), [], 0
-        rate, decay = _aligned(rate), _aligned(decay)
-        steps, batch = orders.shape[1:]
-        for step in record:
-            now = orders[:, done:]  # a view: its lanes are still `steps` apart
-            tensors = [ctypes.c_void_p(x.data_ptr()) for x in (w, m, v, images, labels, now)]
-            rates = [ctypes.c_void_p(x.data_ptr()) for x in (rate, decay)]
-            self.library.train(*tensors, ctypes.c_int64(steps * batch), step - done, batch, int(shared), *rates, done)
-            kept.append(self._unpack(w))
-            done = step
-        return torch.stack(kept)
 
     @staticmethod
     def _in_threads(work: Callable[[int], Tensor], starts: range) -> list[Tensor]:
@@ -218,7 +202,7 @@ def layer_list(model: Classifier) -> str:
 
 def compiler() -> str | None:
     """The C++ compiler: $CXX, g++ or clang++, whichever is there."""
-    return next((found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None)
+    return next((path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None)
 
 
 @cache
@@ -259,7 +243,7 @@ def _build(defines: list[str]) -> Path:
     if command is None:
         raise LanesError("there is no C++ compiler here (g++ or clang++)")
     version = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
-    identity = [SOURCE.read_text(), *FLAGS, *defines, version, platform.machine(), _processor()]
+    identity = [SOURCE.read_text(), *FLAGS, *defines, version, platform.machine(), processor("flags", "Features")]
     root, name = cache_root(), f"lanes-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:20]}"
     try:
         built = (path for path in sorted(root.glob(f"{name}-*.so")) if path.name == _named(name, path))
@@ -285,8 +269,8 @@ def _named(name: str, library: Path) -> str:
     return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:20]}.so"
 
 
-def _processor() -> str:
-    """What `-march=native` depends on."""
+def processor(*fields: str) -> str:
+    """What the processor says of itself in one of these fields; `-march=native` depends on its flags."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line for line in lines if line.startswith(fields)), platform.processor())

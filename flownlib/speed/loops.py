@@ -1,4 +1,4 @@
-"""What library functions refuse, each in one sentence: numbers that are none, sizes that do not fit, labels out of range."""
+"""Many networks trained together with Adam, and the plain loop that they are compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from flownlib.networks import Classifier, group_size
 from flownlib.scoring import Split
 from flownlib.speed import backends, lanes
-from flownlib.speed.plan import training_inputs
+from flownlib.speed.inputs import training_inputs
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 

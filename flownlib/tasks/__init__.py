@@ -51,7 +51,7 @@ def load_task(name: str, sizes: SplitSizes = SplitSizes(), seed: int = 0, downlo
     if name in ALPHABETS:
         text, strength = ALPHABETS[name]
         per_class = -(-sizes.total // len(text))
-        images = _cached_glyphs(text, per_class, seed, strength)
+        images = glyph_pool(text, per_class, seed, strength)
         labels = torch.arange(len(text)).repeat_interleave(per_class)
         return make_task(name, images.flatten(0, 1)[:, None], labels, sizes, seed)
     if name == DIGITS:
@@ -61,10 +61,6 @@ def load_task(name: str, sizes: SplitSizes = SplitSizes(), seed: int = 0, downlo
 
 def glyph_pool(text: str, per_class: int, seed: int = 0, strength: float = 1.0) -> Tensor:
     """Images of many characters, from which few-shot episodes and random tasks draw: uint8 [len(text), per_class, 28, 28]."""
-    return _cached_glyphs(text, per_class, seed, strength)
-
-
-def _cached_glyphs(text: str, per_class: int, seed: int, strength: float) -> Tensor:
     settings = {"text": text, "per_class": per_class, "seed": seed, "strength": strength}
 
     def build() -> Artifact:

@@ -106,11 +106,11 @@ def drawings(character: str) -> Tensor:
     Raises:
         ValueError: if no font has it.
     """
-    found = [draw(character, font) for font in fonts() if ord(character) in _charmap(font)]
-    found = [glyph for glyph in found if glyph is not None]
-    if not found:
+    glyphs = [draw(character, font) for font in fonts() if ord(character) in _charmap(font)]
+    glyphs = [glyph for glyph in glyphs if glyph is not None]
+    if not glyphs:
         raise ValueError(f"no font here can draw {character!r}")
-    return torch.stack(found)
+    return torch.stack(glyphs)
 
 
 def distort(glyphs: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
@@ -159,18 +159,18 @@ def glyph_images(text: str, per_class: int, seed: int, strength: float = 1.0) ->
     classes = []
     for character in text:
         glyphs = drawings(character)
-        chosen = glyphs[torch.randint(len(glyphs), (per_class,), generator=generator)]
-        images = torch.cat([distort(part, generator, strength)[:, 0] for part in chosen.split(512)])
+        drawn = glyphs[torch.randint(len(glyphs), (per_class,), generator=generator)]
+        images = torch.cat([distort(part, generator, strength)[:, 0] for part in drawn.split(512)])
         classes.append((images * 255).round().to(torch.uint8))
     return torch.stack(classes)
 
 
-def without_lookalikes(text: str, avoid: str, threshold: float = 0.88) -> str:
-    """The characters of `text` whose mean drawing has a cosine below `threshold` with that of every one in `avoid`."""
+def without_lookalikes(text: str, avoid: str) -> str:
+    """The characters of `text` whose mean drawing has a cosine below 0.88 with that of every one in `avoid`."""
 
     def unit(characters: str) -> Tensor:
         means = torch.stack([F.avg_pool2d(drawings(c)[:, None], 4).mean(0).flatten() for c in characters])
         return F.normalize(means, dim=1)
 
     closest = (unit(text) @ unit(avoid).T).max(dim=1).values
-    return "".join(c for c, similarity in zip(text, closest.tolist(), strict=True) if similarity < threshold)
+    return "".join(c for c, similarity in zip(text, closest.tolist(), strict=True) if similarity < 0.88)

@@ -48,24 +48,24 @@ def find_checkpoints(folder: Path | str) -> list[Path]:
         raise CheckpointError(f"{folder} is not a folder.")
     paths, left_out = _all_files(folder)
     parts = {part for index in paths if index.name.endswith(INDEX) for part in _parts(index)}
-    found = []
+    checkpoints = []
     for path in paths:
         if reason := _passed_over(path, parts):
             left_out[reason].append(path)
         elif path.suffix not in TEXT or path.name.endswith(INDEX):
-            found.append(path)
-    named = {found_path.resolve(): found_path for found_path in found if not found_path.is_symlink()}
-    for path in [path for path in found if path.is_symlink() and path.resolve() in named]:
-        found.remove(path)
+            checkpoints.append(path)
+    named = {checkpoint.resolve(): checkpoint for checkpoint in checkpoints if not checkpoint.is_symlink()}
+    for path in [path for path in checkpoints if path.is_symlink() and path.resolve() in named]:
+        checkpoints.remove(path)
         left_out["another name of a file that is taken"].append(path)
     left_out.pop("a part of a checkpoint", None)
     said = [_left_out([str(file.relative_to(folder)) for file in files], reason) for reason, files in left_out.items()]
-    if not found:
+    if not checkpoints:
         wanted = f"{', '.join(SUFFIXES)}, or files called {PUBLIC_NAME}"
         raise CheckpointError("; ".join([f"{folder} holds no checkpoints ({wanted})", *said]) + ".")
     for sentence in said:
         log.warning("%s", one_line(f"{folder}: {sentence}"))
-    return sorted(found, key=lambda path: _natural(path.relative_to(folder)))
+    return sorted(checkpoints, key=lambda path: _natural(path.relative_to(folder)))
 
 
 def _left_out(names: list[str], reason: str) -> str:

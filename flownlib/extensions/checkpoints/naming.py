@@ -151,33 +151,21 @@ class Reader:
 
     def _joined(self, tensors: dict[str, Tensor], path: Path) -> Tensor:
         """The weights in the layout's order; tied tensors must agree."""
-        found = {}
+        weights = {}
         for name, others in self._aliases.items():
             first, *rest = sorted(others & tensors.keys(), key=lambda alias: alias != name)
             for alias in (first, *rest):
                 if reason := unusable(tensors[alias]):
                     raise CheckpointError(f"{path} cannot be used: its {alias!r} {reason}.")
                 if not tensors[alias].is_floating_point():
-                    raise CheckpointError(
-                        f"{path} cannot be used: its {alias!r} holds {tensors[alias].dtype} numbers, not real floating-point ones."
-                    )
+                    what = f"holds {tensors[alias].dtype} numbers, not real floating-point ones"
+                    raise CheckpointError(f"{path} cannot be used: its {alias!r} {what}.")
             if other := next((alias for alias in rest if not torch.equal(tensors[first], tensors[alias])), None):
                 raise CheckpointError(
                     f"{path} is not a {self.model.name}: its {first!r} and {other!r} differ, and are one there."
                 )
-            found[name] = tensors[first].float()
-        return self.model.layout.join(found).detach()
-
-
-def read_weights(
-    path: Path | str,
-    model: Classifier | ModuleClassifier,
-    key: str | None = None,
-    rename: Mapping[str, str] | None = None,
-    subset: bool = False,
-) -> Tensor:
-    """One checkpoint's weights, float32 [p], in the model's layout; arguments and errors are `Reader`'s."""
-    return Reader(model, key, rename, subset).vector(path)
+            weights[name] = tensors[first].float()
+        return self.model.layout.join(weights).detach()
 
 
 def namings(key: str, tensors: dict[str, Tensor], depth: int = 6) -> Iterator[Fit]:

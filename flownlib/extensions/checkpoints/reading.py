@@ -34,24 +34,6 @@ class CheckpointError(ValueError):
         super().__init__(one_line(message))
 
 
-def read_state_dict(path: Path | str, key: str | None = None) -> dict[str, Tensor]:
-    """The named tensors of one checkpoint, as the file names them and without gradients.
-
-    Args:
-        path: a file, or the index of a checkpoint in parts. key: which mapping of tensors, such as "params_ema" or
-            "ema.model"; needed where the file holds several.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged, holds no tensors, or would have to run code to be read.
-    """
-    maps = tensor_maps(Path(path))
-    if key is None and len(maps) > 1:
-        raise CheckpointError(f'{path} holds several sets of tensors, choose one by key="…": {listed(maps)}.')
-    if key is not None and key not in maps:
-        raise CheckpointError(f"{path} has no tensors under {key!r}; it holds {listed(maps)}.")
-    return maps[key] if key is not None else next(iter(maps.values()))
-
-
 def listed(maps: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Keys and their first tensor names, for a sentence."""
 
@@ -72,9 +54,9 @@ def tensor_maps(path: Path) -> dict[str, dict[str, Tensor]]:
     """All mappings of names to tensors in a checkpoint, by their place in it: "" is the file itself, "ema.model" a nested one.
 
     Raises:
-        CheckpointError: as `read_state_dict`.
+        CheckpointError: if the file is missing, damaged, holds no tensors, or would have to run code to be read.
     """
-    found = _joined(path) if path.name.endswith(INDEX) else _load(path)
+    content = _joined(path) if path.name.endswith(INDEX) else _load(path)
     maps: dict[str, dict[str, Tensor]] = {}
     seen = set()  # a mapping may hold itself
 
@@ -88,9 +70,9 @@ def tensor_maps(path: Path) -> dict[str, dict[str, Tensor]]:
         for name, inner in value.items():
             collect(inner, f"{place}.{name}" if place else str(name), depth + 1)
 
-    collect(found, "", 0)
+    collect(content, "", 0)
     if not maps:
-        keys = ", ".join(map(str, list(found)[:8])) if isinstance(found, Mapping) else type(found).__name__
+        keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{path} holds no named tensors, only: {keys or 'nothing'}.")
     return maps
 

@@ -82,9 +82,8 @@ def _check_state(zoo: Zoo) -> None:
     """Safetensors hold tensors only."""
     for name, value in state_dict_of(zoo.model, zoo.weights[0]).items() if len(zoo) else ():
         if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{zoo.model.name} has more in its state than tensors, {name!r}: write state_dict_of(model, vector) by torch.save"
-            )
+            more = f"{zoo.model.name} has more in its state than tensors, {name!r}"
+            raise ValueError(f"{more}: write state_dict_of(model, vector) by torch.save")
 
 
 def _content(zoo: Zoo, row: int) -> bytes:

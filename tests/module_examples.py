@@ -1,10 +1,11 @@
-"""A residual network with batch norms (He et al. 2016), small enough for a zoo on a CPU."""
+"""Torch modules as classifiers that several tests share: a small residual network (He et al. 2016), torchvision's ResNet-18."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from flownlib.extensions.modules import ModuleClassifier
@@ -55,11 +56,12 @@ def residual_classifier(
     """A residual network whose weights are all of its tensors, the batch norms' running statistics included.
 
     By default 5,266 numbers on 28 × 28 × 1, of which 144 are running statistics.
-
-    Raises:
-        ValueError: if there are fewer than two blocks.
     """
-    if blocks < 2:
-        raise ValueError(f"a residual network here has at least two blocks, one for each width, not {blocks}")
     build = partial(residual_network, image_shape[0], width, blocks, classes)
     return ModuleClassifier(f"residual_{width}x{blocks}", image_shape, build, statistics=True)
+
+
+def resnet18(patterns: tuple[str, ...] = ("*",), statistics: bool = False) -> ModuleClassifier:
+    """torchvision's ResNet-18 on images 32 wide, of which the tensors that match are the weights."""
+    build = partial(torchvision.models.resnet18, num_classes=10)
+    return ModuleClassifier("resnet18", (3, 32, 32), build, patterns, statistics)
