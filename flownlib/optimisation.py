@@ -1,4 +1,4 @@
-"""Habits of the training loops here: averaged parameters, a learning rate that comes down, and the plain loop itself."""
+"""The training loop of the library, and its habits: averaged parameters, a learning rate that comes down, seeded streams."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from flownlib.checks import check_count
+from flownlib.weights import check_count
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's parameters with a warm-up, so that early weights are forgotten."""
+    """An exponential moving average of a model's parameters, with a warm-up so that early weights are forgotten.
+
+    Args:
+        model: as it is now; call `update_parameters(model)` after every step.
+        decay: in [0, 1), reached after about 10 / (1 - decay) steps.
+    """
 
     def average(mean: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
         return mean + (current - mean) * (1 - min(decay, (1 + float(updates)) / (10 + float(updates))))
@@ -24,7 +29,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: a linear warm-up, then half a cosine down to 1 %.
+    """Learning-rate factor in [0, 1]: a linear warm-up, then half a cosine down to 1 %.
 
     Raises:
         ValueError: for less than one step in all, which would pass off an untrained network as trained.
@@ -34,20 +39,33 @@ def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
 
 
 def minimise(
-    loss: Callable[[], Tensor], model: nn.Module, steps: int, learning_rate: float, name: str, weight_decay: float = 1e-3
+    loss: Callable[[], Tensor],
+    model: nn.Module,
+    steps: int,
+    learning_rate: float,
+    name: str,
+    weight_decay: float = 1e-3,
+    after_step: Callable[[int], None] | None = None,
+    progress: bool | None = None,
 ) -> list[float]:
-    """Train a model's parameters in place with AdamW, gradient norms at most 1, and `warmup_cosine`.
+    """The loss at every step of training a model's parameters in place with AdamW and `warmup_cosine`.
+
+    Gradient norms are at most 1.
 
     Args:
-        loss: draws a batch and returns its loss, a scalar. name: what the progress bar says.
-
-    Returns:
-        The loss at every step.
+        loss: draws a batch and returns its loss, a scalar.
+        model: whose parameters are trained.
+        steps: at least 1.
+        learning_rate: the highest, above 0.
+        name: what the progress bar says.
+        weight_decay: of AdamW, at least 0.
+        after_step: called with 1, …, steps.
+        progress: show a bar; None shows it in a terminal.
     """
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=steps))
     losses = []
-    for _ in tqdm(range(steps), desc=name, leave=False, disable=None):
+    for step in tqdm(range(1, steps + 1), desc=name, leave=False, disable=None if progress is None else not progress):
         value = loss()
         optimizer.zero_grad()
         value.backward()
@@ -55,6 +73,8 @@ def minimise(
         optimizer.step()
         schedule.step()
         losses.append(value.item())
+        if after_step:
+            after_step(step)
     return losses
 
 

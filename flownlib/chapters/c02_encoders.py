@@ -11,10 +11,11 @@ from torch import Tensor
 
 from flownlib.chapters import shared as recipes
 from flownlib.chapters.shared import autoencoders
-from flownlib.encoders import PCA, Encoder, WeightSpace, reconstruct
+from flownlib.encoders import Encoder, WeightSpace, reconstruct
 from flownlib.extensions.distilled_lora import DistilledLoRA
 from flownlib.extensions.graph_widths import at_width, train_on_widths
 from flownlib.extensions.lora import LoRA
+from flownlib.extensions.pca import PCA
 from flownlib.harness.memo import memo
 from flownlib.harness.profiles import Profile
 from flownlib.scoring import Task, score
@@ -154,7 +155,7 @@ def midpoints(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task]) -> Tensor:
 
 
 def compare_on(kind: str, split: tuple[Zoo, Zoo], fits: Mapping[str, Fit], settings: Profile) -> list[dict]:
-    """Raw records of one (training, held-out) zoo by encoder: accuracy of held-out networks and of midpoints, R², size, seconds."""
+    """Raw records of one (training, held-out) zoo by encoder: accuracy of held-out networks and midpoints, R², size, time."""
     tasks, (train, held_out), records = recipes.zoo_tasks(settings), split, []
 
     def add(quantity: str, method: str, values: list[float], networks: str = "held_out") -> None:
@@ -205,5 +206,5 @@ def run_seed(seed: int, settings: Profile) -> list[dict]:
 
 
 def run_refined(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: what was made to answer what the comparison left open, where it did; and graphs of several widths."""
+    """Raw records of one seed: what was made to answer what the comparison left open, and graphs of several widths."""
     return compare(REFINED, seed, settings) + compare_widths(seed, settings)

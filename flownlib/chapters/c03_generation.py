@@ -7,13 +7,27 @@ import time
 import pandas as pd
 import torch
 
-from flownlib.baselines import all_nulls
+from flownlib.baselines import all_baselines
 from flownlib.chapters import shared as recipes
-from flownlib.chapters.shared_methods import GRID, KINDS, Choice, Setup, caml_flow, fitted, make, setup, tuned, vae_of
+from flownlib.chapters.shared_methods import (
+    GRID,
+    KINDS,
+    Choice,
+    Setup,
+    caml_flow,
+    fitted,
+    make,
+    setup,
+    tuned,
+    vae_of,
+    variant,
+    wrong_contexts,
+)
 from flownlib.encoders import WeightSpace
-from flownlib.evaluation import MEASURES, compare, judge
+from flownlib.evaluation import MEASURES, compare, evaluate
+from flownlib.extensions.fresh_networks import FreshNetworks
 from flownlib.flow import GaussianPrior
-from flownlib.generators import FlowGenerator, FreshNetworks, Generator, others, variant
+from flownlib.generators import FlowGenerator, Generator
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import score
@@ -75,7 +89,7 @@ def tune_seed(seed: int, settings: Profile) -> list[dict]:
 def contenders(made: Setup) -> tuple[list[Generator], dict[str, float]]:
     """Every method with its chosen settings, its variants and every null, fitted; and the seconds that each fit took."""
     timed = {method: fitted(make(method, made, tuned(made.kind, method)), made) for method in GRID}
-    timed |= {null.name: fitted(null, made) for null in all_nulls()}
+    timed |= {null.name: fitted(null, made) for null in all_baselines()}
     methods, seconds = {m: g for m, (g, _) in timed.items()}, {m: s for m, (_, s) in timed.items()}
     flow_, diffusion_ = methods["latent_flow"], methods["latent_ddpm"]
     variants = [
@@ -104,9 +118,9 @@ def run_kind(made: Setup) -> list[dict]:
     more = [compare([caml], references, made.fresh_support, held_out, n, made.seed)]
     # each task's samples are asked for with the context of the next one
     wrong = variant(generators[0], name="latent_flow_wrong_context")
-    more.append(compare([wrong], references, others(made.fresh), held_out, n, made.seed))
+    more.append(compare([wrong], references, wrong_contexts(made.fresh), held_out, n, made.seed))
     table = pd.concat([table, *(other[other["method"] != "zoo_held_out"] for other in more)])
-    best = {name: judge(made.zoo.train.task(name).weights, reference).measures() for name, reference in references.items()}
+    best = {name: evaluate(made.zoo.train.task(name).weights, reference).measures() for name, reference in references.items()}
     records = records_of(table, {name: row["test_accuracy_best_by_validation"] for name, row in best.items()}, made)
     setting = {"zoo": made.kind, "networks": n}
     add = lambda quantity, method, value: records.append(

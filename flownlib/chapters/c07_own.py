@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flownlib.baselines import all_nulls
+from flownlib.baselines import all_baselines
 from flownlib.chapters.shared import CanonicalZoo
 from flownlib.chapters.shared_resnet import Example, base_checkpoint, colour_task, own_model, split_sizes
-from flownlib.encoders import PCA, WeightSpace, reconstruct
-from flownlib.evaluation import MEASURES, Reference, compare
+from flownlib.context import Contexts
+from flownlib.encoders import WeightSpace, reconstruct
+from flownlib.evaluation import MEASURES, ReferenceSet, compare
 from flownlib.extensions.checkpoints.folders import import_checkpoints
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.modules import ModuleClassifier
-from flownlib.flow import FlowTraining
-from flownlib.generators import Contexts, FlowGenerator, Generator
+from flownlib.extensions.pca import PCA
+from flownlib.generators import FlowGenerator, FlowTraining, Generator
 from flownlib.harness.cache import cached_folder
 from flownlib.harness.folders import disk_trouble
 from flownlib.harness.profiles import Profile
@@ -99,7 +100,7 @@ class OwnSetup:
     zoo: CanonicalZoo
     task: Task
     contexts: Contexts
-    reference: Reference
+    reference: ReferenceSet
 
 
 def setup(settings: Profile, seed: int, example: Example) -> OwnSetup:
@@ -123,7 +124,7 @@ def last_of_each_run(zoo: Zoo) -> Zoo:
     for run, files in zoo.table[last].groupby("run")["file"]:
         if len(files) > 1:
             raise ValueError(
-                f"which is the last checkpoint of run {run!r}, {', '.join(files[:3])}? Say their steps by names such as epoch_3, "
+                f"which is the last checkpoint of run {run!r}, {', '.join(files[:3])}? Say their steps by names like epoch_3, "
                 "or move all but one out of the folder"
             )
     return zoo.select(last)
@@ -138,7 +139,7 @@ def with_accuracy(zoo: Zoo, task: Task) -> Zoo:
     low, high = int(task.test.y.min()), int(task.test.y.max())
     if low < 0 or high >= zoo.model.num_classes:
         raise ValueError(
-            f"the labels of task {task.name!r} are {low} to {high}, and the networks' classes 0 to {zoo.model.num_classes - 1}: "
+            f"the labels of task {task.name!r} are {low} to {high}, the networks' classes 0 to {zoo.model.num_classes - 1}: "
             "labels begin at 0"
         )
     accuracy = score(zoo.model, zoo.weights, task.test.x, task.test.y).accuracy
@@ -161,7 +162,7 @@ def ready(zoo: Zoo, task: Task, held_out: int) -> OwnSetup:
             )
     train, unseen = zoo.split(held_out)
     _check_enough(train)
-    reference = Reference.of(task, train, unseen, WeightSpace.fit(train))
+    reference = ReferenceSet.of(task, train, unseen, WeightSpace.fit(train))
     return OwnSetup(CanonicalZoo(train, unseen, None), task, {task.name: torch.zeros(2, 1)}, reference)
 
 
@@ -182,7 +183,7 @@ def generators(settings: Profile, train: Zoo) -> list[Generator]:
         FlowGenerator(PCA.fit(train, few), "flow_few", "x_1", settings.flow_width, training),
         FlowGenerator(PCA.fit(train, len(train) - 1, whiten=False), "flow_all", "x_1", settings.flow_width, training),
     ]
-    return [*all_nulls(), *flows]
+    return [*all_baselines(), *flows]
 
 
 def compared(name: str, made: OwnSetup, settings: Profile, seed: int) -> list[dict]:

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flownlib.checks import check_count
 from flownlib.extensions.episodes import Episodes
 from flownlib.extensions.head_gauge import centroid_head, class_means
 from flownlib.networks import Classifier
 from flownlib.scoring import Split
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
+from flownlib.weights import check_count
 
 EPOCHS = (0, 1, 2, 5, 10, 25)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -158,7 +158,7 @@ def retrieve_matched(model: Classifier, zoo: Tensor, episodes: Episodes) -> Tens
 
 def reorder_head(model: Classifier, weights: Tensor, order: Tensor) -> Tensor:
     """Weights [m, p] whose output i is the old output order[i]."""
-    tensors = dict(model.layout.views(weights))
+    tensors = dict(model.layout.unflatten(weights))
     for name in model.layout.names[-2:]:
         tensors[name] = tensors[name][:, order]
-    return model.layout.join(tensors)
+    return model.layout.flatten(tensors)

@@ -1,4 +1,4 @@
-"""Latent diffusion of weights, the flow's closest relative: p-diff's generator (Wang et al. 2024) with DDPM or DDIM sampling."""
+"""Latent diffusion of weights, the flow's relative: p-diff's generator (Wang et al. 2024) with DDPM or DDIM sampling."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flownlib.checks import check_count
+from flownlib.context import Contexts, StandardContexts
 from flownlib.encoders import Encoder
-from flownlib.flow import FlowLog, FlowTraining, PathSample, VelocityMLP, train_flow
-from flownlib.generators import Contexts, StandardContexts, task_numbers
+from flownlib.flow import PathSample, VelocityMLP
+from flownlib.generators import FlowLog, FlowTraining, task_numbers, train_flow
+from flownlib.weights import check_count
 from flownlib.zoo import Zoo
 
 

@@ -12,9 +12,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from flownlib.checks import check_count
 from flownlib.extensions.class_tokens import ClassTokenVelocity, query_loss
 from flownlib.extensions.network_tokens import NetworkFlow
+from flownlib.weights import check_count
 
 
 def split_support(support: Tensor, way: int, context: int, splits: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flownlib.checks import check_real, is_finite, whole_numbers
 from flownlib.harness.settings import check_fields, setting
 from flownlib.networks import Classifier, Model
 from flownlib.optimisation import seeded
+from flownlib.weights import check_real, is_finite, whole_numbers
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Reader:
         vector = self._joined(fit.tensors, path)
         check_rest(fit.tensors, self.model, path)
         if not vector.isfinite().all():
-            bad = next(name for name, tensor in self.model.layout.views(vector).items() if not tensor.isfinite().all())
+            bad = next(name for name, tensor in self.model.layout.unflatten(vector).items() if not tensor.isfinite().all())
             raise CheckpointError(f"{path} has a number that is not finite in {bad!r}.")
         return vector
 
@@ -159,14 +159,14 @@ class Reader:
                     raise CheckpointError(f"{path} cannot be used: its {alias!r} {reason}.")
                 if not tensors[alias].is_floating_point():
                     raise CheckpointError(
-                        f"{path} cannot be used: its {alias!r} holds {tensors[alias].dtype} numbers, not real floating-point ones."
+                        f"{path} cannot be used: its {alias!r} holds {tensors[alias].dtype} numbers, not floating-point ones."
                     )
             if other := next((alias for alias in rest if not torch.equal(tensors[first], tensors[alias])), None):
                 raise CheckpointError(
                     f"{path} is not a {self.model.name}: its {first!r} and {other!r} differ, and are one there."
                 )
             found[name] = tensors[first].float()
-        return self.model.layout.join(found).detach()
+        return self.model.layout.flatten(found).detach()
 
 
 def read_weights(

@@ -83,7 +83,7 @@ def _check_state(zoo: Zoo) -> None:
     for name, value in state_dict_of(zoo.model, zoo.weights[0]).items() if len(zoo) else ():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"{zoo.model.name} has more in its state than tensors, {name!r}: write state_dict_of(model, vector) by torch.save"
+                f"{zoo.model.name} has {name!r} in its state, no tensor: write state_dict_of(model, vector) by torch.save"
             )
 
 
