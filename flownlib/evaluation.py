@@ -85,7 +85,7 @@ MEASURES = (
 )
 HELD_OUT = "zoo_held_out"  # the name of the networks that everybody is compared with
 TWIN, SAME = 0.5, 0.01  # of the distance between two networks that were trained apart: a near copy, a copy
-PROBES = 200  # validation images on which behaviour is compared
+_PROBES = 200  # validation images on which behaviour is compared
 PERMUTATIONS = 999
 
 
@@ -151,14 +151,14 @@ class ReferenceSet:
         return cls(task, around, training, unseen, scores, float(radius), float(neighbours.distance[:, 0].mean()))
 
 
-def twin_distance(rows: Weights) -> Float[Tensor, " n"]:
+def _twin_distance(rows: Weights) -> Float[Tensor, " n"]:
     """Each row's distance [n] to the nearest other row; infinite for a row alone."""
     return distances(rows, rows).fill_diagonal_(math.inf).min(1).values
 
 
 def _refuse_copies(task: str, training: Tensor, held_out: Tensor, neighbours: Neighbours) -> None:
     """Nothing, or ValueError: copies in a reference set would fool whoever is measured by it, and hide whoever copies."""
-    for name, apart in (("training", twin_distance(training)), ("held-out", twin_distance(held_out))):
+    for name, apart in (("training", _twin_distance(training)), ("held-out", _twin_distance(held_out))):
         copies = int((apart <= SAME * apart.median()).sum()) if len(apart) > 1 else 0
         if copies:
             raise ValueError(
@@ -166,7 +166,7 @@ def _refuse_copies(task: str, training: Tensor, held_out: Tensor, neighbours: Ne
             )
     nearest, row = neighbours.distance[:, 0], neighbours.row[:, 0]
     # a training network's own neighbour tells how close networks come that were trained apart
-    leaked = int((nearest < TWIN * twin_distance(training)[row]).sum())
+    leaked = int((nearest < TWIN * _twin_distance(training)[row]).sum())
     if leaked:
         raise ValueError(
             f"{leaked} of the {len(nearest)} held-out networks of task {task!r} are copies or near copies of training ones; "
@@ -175,7 +175,7 @@ def _refuse_copies(task: str, training: Tensor, held_out: Tensor, neighbours: Ne
 
 
 def _embeddings(around: Neighbourhood, task: Task, canonical: Tensor) -> Embeddings:
-    probes = task.validation.x[:PROBES]
+    probes = task.validation.x[:_PROBES]
     return Embeddings(around.space.encode(canonical), behaviour(around.train.model, canonical, probes))
 
 
@@ -234,7 +234,7 @@ def evaluate(weights: Weights, reference: ReferenceSet, against: Embeddings | No
     offset = (x.mean(0) - rows.mean(0)).norm() / reference.radius
     nearest = around.nearest(canonical)
     neighbours = Neighbours(nearest.distance / reference.held_out_distance, nearest.row)
-    twins = float(twin_distance(x).median() / reference.held_out_distance)
+    twins = float(_twin_distance(x).median() / reference.held_out_distance)
     overlap = error_overlap(test.wrong, reference.scores.wrong).max(1).values
     _, p_weights = energy_test(x, against.weights, PERMUTATIONS, seeded(seed, 0))
     _, p_behaviour = energy_test(samples.behaviour, against.behaviour, PERMUTATIONS, seeded(seed, 1))

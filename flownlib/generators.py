@@ -33,7 +33,7 @@ from flownlib.optimisation import minimise, moving_average
 from flownlib.weights import Int, Latents, Weights, check_count
 from flownlib.zoo import Zoo
 
-COUPLINGS = ("independent", "optimal", "optimal_within")
+_COUPLINGS = ("independent", "optimal", "optimal_within")
 Batches = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Tensor | None]]  # batch size → x_0, x_1, c
 
 
@@ -79,10 +79,10 @@ def couple(coupling: str, x_0: Tensor, x_1: Tensor, groups: Tensor) -> Tensor:
     """x_0 [n, ...] in the order in which the named coupling pairs it with x_1; `groups` int [n] are the tasks of x_1.
 
     Raises:
-        ValueError: for a coupling that is not among COUPLINGS.
+        ValueError: for a coupling that is not known.
     """
-    if coupling not in COUPLINGS:
-        raise ValueError(f"there is no coupling {coupling!r}; choose one of {', '.join(COUPLINGS)}")
+    if coupling not in _COUPLINGS:
+        raise ValueError(f"there is no coupling {coupling!r}; choose one of {', '.join(_COUPLINGS)}")
     if coupling == "independent":
         return x_0
     return x_0[optimal_coupling(x_0, x_1, groups if coupling == "optimal_within" else None)]
@@ -162,7 +162,7 @@ def train_flow(
     return average.module.eval(), log
 
 
-def velocity_perceptron(generator: FlowGenerator, zoo: Zoo) -> VelocityMLP:
+def _velocity_perceptron(generator: FlowGenerator, zoo: Zoo) -> VelocityMLP:
     """The default velocity network: a residual perceptron on the encoder's latents."""
     sizes = generator.encoder.latent_dim, generator.contexts.dim, generator.width
     path, conditioner = PATHS[generator.path](), deepcopy(generator.conditioner)
@@ -185,9 +185,9 @@ class FlowGenerator:
     steps: int = 4  # of the solver, at least 1
     guidance: float = 1.0  # weight of classifier-free guidance, 1 for none
     path: str = "straight"  # one of `flow.PATHS`
-    coupling: str = "independent"  # one of COUPLINGS
+    coupling: str = "independent"  # independent, optimal or optimal_within
     prior: Prior | None = None  # a standard Gaussian by default
-    network: Callable[[FlowGenerator, Zoo], VelocityNetwork] = velocity_perceptron
+    network: Callable[[FlowGenerator, Zoo], VelocityNetwork] = _velocity_perceptron
     conditioner: nn.Module | None = None  # reads conditions c [n, c] into [n, width] in place of a perceptron, trained with it
     progress: bool = False
     log: FlowLog = field(default_factory=FlowLog, repr=False)

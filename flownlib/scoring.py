@@ -13,8 +13,8 @@ from flownlib.networks import Model
 from flownlib.weights import Bool, Float, Images, Int, Labels, Weights, check_real, whole_numbers
 
 # (model, weights, images, backend) → logits, or None where this way does not serve; `flownlib.speed` adds its own
-FastLogits = Callable[[Model, Tensor, Tensor, str], Tensor | None]
-FAST_LOGITS: list[FastLogits] = []
+_FastLogits = Callable[[Model, Tensor, Tensor, str], Tensor | None]
+FAST_LOGITS: list[_FastLogits] = []
 
 
 @dataclass(frozen=True)
