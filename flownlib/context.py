@@ -1,45 +1,27 @@
-"""From a task's support images to a context y that a generator can be conditioned on."""
+"""From a task's support images to the condition c of a generator, and the contexts of many tasks as a network sees them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from flownlib.weights import Float, Int, check_condition, check_count, check_real
+
+Contexts = Mapping[str, Tensor]  # task name → conditions c [draws, c], one for each support set drawn from the task
 
 
-@dataclass
-class PCAFeatures:
-    """Frozen image features: the first `dim` principal coordinates of the pixels, scaled by the first one's deviation."""
+def set_mean_context(features: Float[Tensor, "k d"], labels: Int[Tensor, " k"], num_classes: int) -> Float[Tensor, " c"]:
+    """The simplest condition, c [num_classes * d]: each class's mean feature, one after the other.
 
-    dim: int = 16
-    mean: Tensor = field(default=None, repr=False)
-    components: Tensor = field(default=None, repr=False)
-
-    def fit(self, images: Tensor, most: int = 4000) -> Self:
-        """Fit to images [n, c, h, w], of which at most `most`, evenly spaced, are used; returns itself."""
-        pixels = images[:: max(1, len(images) // most)].flatten(1)
-        self.mean = pixels.mean(0)
-        _, values, axes = torch.linalg.svd(pixels - self.mean, full_matrices=False)
-        self.components = axes[: self.dim] * (len(pixels) - 1) ** 0.5 / values[0]
-        return self
-
-    def features(self, x: Tensor) -> Tensor:
-        """Features [n, dim] of images [n, c, h, w]."""
-        return (x.flatten(1) - self.mean) @ self.components.T
-
-
-def set_mean_context(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The simplest context: each class's mean feature, one after the other.
-
-    The order of the support images does not matter; permuting the labels permutes the blocks of y.
+    The order of the support images does not matter; permuting the labels permutes the blocks of c.
 
     Args:
-        features: [k, d]. labels: int64 [k], every class at least once.
-
-    Returns:
-        y [num_classes * d].
+        features: [k, d], one row a support image.
+        labels: int64 [k] in 0, …, num_classes - 1, every class at least once.
+        num_classes: number of blocks.
 
     Raises:
         ValueError: if a class has no support image.
@@ -53,83 +35,67 @@ def set_mean_context(features: Tensor, labels: Tensor, num_classes: int) -> Tens
     return (sums.index_add(0, labels, features) / counts[:, None]).flatten()
 
 
-def elmes(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The equal-length, maximally equiangular set of n label vectors [n, n] (Fifty et al. 2024, CAML, section 3).
+@dataclass(frozen=True)
+class StandardContexts:
+    """Contexts as a network sees them: draws [tasks, draws, c], each number standardised over all of them."""
 
-    The corners of a simplex: rows of length 1, any two with inner product -1 / (n - 1), so that no two labels are
-    closer than any other two and a label means nothing but "different from the rest".
+    draws: Float[Tensor, "tasks draws c"]
+    mean: Float[Tensor, " c"]
+    std: Float[Tensor, " c"]
+
+    @classmethod
+    def fit(cls, contexts: Contexts, tasks: Sequence[str]) -> StandardContexts:
+        """The contexts of the tasks, in their order, standardised.
+
+        Raises:
+            ValueError: if a task has none, they are not finite or differ in size, or there are less than two in all.
+        """
+        draws = torch.stack(_draws_of(contexts, tasks))
+        if draws.shape[0] * draws.shape[1] < 2:
+            raise ValueError("contexts can be standardised only if there are two of them or more; draw another support set")
+        mean, std = draws.mean(dim=(0, 1)), draws.std(dim=(0, 1)).clamp(min=1e-3)
+        return cls((draws - mean) / std, mean, std)
+
+    @property
+    def dim(self) -> int:
+        """Length of a condition."""
+        return self.draws.shape[-1]
+
+    def repeated(self, c: Tensor, n: int) -> Float[Tensor, "n c"]:
+        """Any one condition [c] in the same units, for n networks: [n, c].
+
+        Raises:
+            ValueError: for a condition of another size than those of `fit`, or not finite, or n below 1.
+        """
+        check_count("the number of networks", n)
+        check_condition(c, self.dim)
+        return ((c - self.mean) / self.std).expand(n, -1)
+
+    def draw(self, tasks: Int[Tensor, " n"], generator: torch.Generator) -> Float[Tensor, "n c"]:
+        """A random condition [n, c] of each of the tasks int64 [n]."""
+        return self.draws[tasks, torch.randint(self.draws.shape[1], tasks.shape, generator=generator)]
+
+
+def mean_contexts(contexts: Contexts, tasks: Sequence[str]) -> dict[str, Tensor]:
+    """The mean over each task's support sets: c [c] by task, by which an unseen context is recognised.
 
     Raises:
-        ValueError: for fewer than two labels.
+        ValueError: if a task has no contexts, or they are not finite, or differ in size.
     """
-    if n < 2:
-        raise ValueError(f"label embeddings need at least two classes, not {n}")
-    # E = sqrt(n / (n - 1)) (I - 1 1^T / n)
-    return (n / (n - 1)) ** 0.5 * (torch.eye(n, dtype=dtype) - 1 / n)
+    return {task: draws.mean(0) for task, draws in zip(tasks, _draws_of(contexts, tasks), strict=True)}
 
 
-def random_labels(count: int, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """ELMES label vectors [count, n, n], dealt to the classes of each of `count` episodes at random."""
-    deal = torch.rand(count, n, generator=generator).argsort(dim=1)
-    return elmes(n)[deal]
+def nearest_task(centres: Contexts, c: Tensor) -> str:
+    """The training task whose mean context [c] is nearest to c [c]; another size would be broadcast, and is refused."""
+    check_condition(c, *next(iter(centres.values())).shape)
+    return min(centres, key=lambda name: float((centres[name] - c).norm()))
 
 
-class SupportEncoder(nn.Module):
-    """CAML's conditioner: a non-causal transformer over tokens [image feature, label vector] (Fifty et al. 2024).
-
-    There are no positions, so the order of the images does not matter. A label vector is tied to a class only by the
-    images that carry it.
-
-    Args:
-        dim: d of the image features. way: n, the length of a label vector. width: of the tokens, a multiple of heads.
-    """
-
-    def __init__(self, dim: int, way: int, width: int = 96, depth: int = 2, heads: int = 4) -> None:
-        super().__init__()
-        self.enter = nn.Linear(dim + way, width)
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
-
-    def tokens(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Tokens [b, k, width] from features [b, k, d] of root mean square 1 and one label vector an image [b, k, n]."""
-        # label vectors are short; this makes an entry as large as a feature's
-        return self.enter(torch.cat([features, labels * labels.shape[-1] ** 0.5], dim=-1))
-
-    def forward(self, support: Tensor, labels: Tensor) -> Tensor:
-        """One context a class.
-
-        Args:
-            support: features [b, n * shot, d], sorted by class. labels: the classes' label vectors [b, n, n].
-
-        Returns:
-            [b, n, width], the mean over each class's images.
-        """
-        way = labels.shape[1]
-        shot = support.shape[1] // way
-        h = self.blocks(self.tokens(support, labels.repeat_interleave(shot, dim=1)))
-        return h.unflatten(1, (way, shot)).mean(dim=2)
-
-
-class CAMLContext(nn.Module):
-    """Reads support sets y [m, n * shot * d], features sorted by class, into one vector a set [m, out].
-
-    Label i of the task is output i of its classifiers, so here label vectors are not dealt at random: each class keeps its
-    corner of the simplex, and exchanging two classes' images changes y. The order of the images within a class does not.
-
-    Args:
-        dim: d. way: n. out: what the flow's velocity network takes.
-    """
-
-    def __init__(self, dim: int, way: int, out: int, width: int = 64, depth: int = 2) -> None:
-        super().__init__()
-        self.dim, self.way = dim, way
-        self.encoder = SupportEncoder(dim, way, width, depth)
-        self.leave = nn.Linear(way * width, out)
-        self.register_buffer("labels", elmes(way))
-
-    def forward(self, y: Tensor) -> Tensor:
-        """One vector a support set [m, out]."""
-        support = y.unflatten(1, (-1, self.dim))
-        return self.leave(self.encoder(support, self.labels.expand(len(y), -1, -1)).flatten(1))
+def _draws_of(contexts: Contexts, tasks: Sequence[str]) -> list[Tensor]:
+    """Each task's contexts [draws, c], in the order of the tasks."""
+    missing = [task for task in tasks if task not in contexts]
+    if missing:
+        raise ValueError(f"a generator needs contexts of every task, and there are none of {', '.join(missing)}")
+    for task in tasks:
+        check_real(f"the contexts of {task!r}", contexts[task], contexts[tasks[0]].shape[-1:])
+    return [contexts[task] for task in tasks]

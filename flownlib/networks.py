@@ -1,37 +1,53 @@
 """What a classifier is, and the small networks whose weights we generate, evaluated many at once.
 
 A classifier is data (a tuple of layers), so its forward pass, its plain `torch.nn` module and its symmetries all come
-from one description. Nearly all the time of training a group of them goes into their convolutions, so the backward
-passes of these are spelt out: the same numbers as torch's own, sooner.
+from one description.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.weights import Axis, Group, Layout, Rescaling, Symmetries
+from flownlib.weights import Axis, Float, Group, Layout, Rescaling, Symmetries
 
 
 class Model(Protocol):
     """Anything whose weights can be put in a zoo: it says where each number lies, and runs many networks at once."""
 
-    name: str
-    image_shape: tuple[int, int, int]
-    layout: Layout
-    num_classes: int
-    largest_activation: int  # numbers in the largest activation of one network on one image
-    symmetries: Symmetries  # asking raises ValueError where they are not known
+    @property
+    def name(self) -> str:
+        """What a stored zoo calls it."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where each tensor lies in a weight vector."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+
+    @property
+    def largest_activation(self) -> int:
+        """Numbers in the largest activation of one network on one image."""
+
+    @property
+    def symmetries(self) -> Symmetries:
+        """What leaves its function as it is; asking raises ValueError where that is not known."""
 
     def initialise(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Fresh weights [n, p]."""
@@ -41,48 +57,6 @@ class Model(Protocol):
 
     def module(self) -> nn.Module:
         """A fresh plain module of this kind."""
-
-
-backward_of_convolution = torch.ops.aten.convolution_backward
-
-
-class ConvReLU(torch.autograd.Function):
-    """relu(conv2d(x, kernel) + bias) with m groups, all in channels_last memory."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int, groups: int) -> Tensor:
-        """x [b, m c, h, w], kernel [m o, c, k, k], bias [m o] → [b, m o, h', w']."""
-        x, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, kernel))
-        out = F.conv2d(x, kernel, bias, stride, padding, groups=groups).relu_()
-        ctx.save_for_backward(x, kernel, out)
-        ctx.how = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, kernel and bias, each by its own call: together they take a quarter longer."""
-        x, kernel, out = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
-        arguments = (gradient, x, kernel, [len(kernel)], *ctx.how)
-        of_x = backward_of_convolution(*arguments, [True, False, False])[0] if ctx.needs_input_grad[0] else None
-        of_kernel = backward_of_convolution(*arguments, [False, True, False])[1]
-        return of_x, of_kernel, gradient.sum((0, 2, 3)), None, None, None
-
-
-def shared_conv_relu(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """relu(conv2d(x, kernel) + bias) of images [b, c, h, w] that all networks see, as one matrix product over patches.
-
-    A patch ends with a one, so that the bias is one more weight: adding it, and summing its gradient, cost no pass of their own.
-    The result [b, m o, h', w'] is channels_last, which the product's [positions, channels] is already.
-    """
-    size = kernel.shape[-1]
-    patches = F.pad(x, [padding] * 4).unfold(2, size, stride).unfold(3, size, stride)  # [b, c, h', w', k, k]
-    b, channels, height, width = patches.shape[:4]
-    rows = x.new_ones(b, height, width, channels * size**2 + 1)
-    rows[..., :-1].view(b, height, width, channels, size, size).copy_(patches.permute(0, 2, 3, 1, 4, 5))
-    weights = torch.cat([kernel.flatten(1), bias[:, None]], dim=1)
-    return (rows.flatten(0, 2) @ weights.t()).relu_().view(b, height, width, -1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -105,6 +79,22 @@ class Linear:
     out_features: int
 
 
+def conv_relu(x: Tensor, kernel: Tensor, bias: Tensor, conv: Conv, groups: int | None) -> Float[Tensor, "b mo h w"]:
+    """Activations relu(conv(x, kernel) + bias) [b, m o, h', w'] of m networks side by side.
+
+    Args:
+        x: images [b, c, h, w] that all networks see, or [b, m c, h, w], each network's own channels.
+        kernel: [m o, c, k, k].
+        bias: [m o].
+        conv: stride and padding.
+        groups: m, or None for images that all networks see.
+    """
+    return F.conv2d(x, kernel, bias, conv.stride, conv.padding, groups=groups or 1).relu()
+
+
+CONVOLUTIONS: list[Callable[[Tensor, Tensor, Tensor, Conv, int | None], Tensor]] = [conv_relu]  # the last one is used
+
+
 @dataclass(frozen=True)
 class Classifier:
     """Convolutions, then linear layers, of which the last is the head that returns logits."""
@@ -122,8 +112,10 @@ class Classifier:
     @cached_property
     def layout(self) -> Layout:
         """The flat layout; equal to that of `module().state_dict()`."""
-        names, shapes = [], []
+        names: list[str] = []
+        shapes: list[tuple[int, ...]] = []
         for name, layer in zip(self.layer_names, self.layers, strict=True):
+            shape: tuple[int, ...]
             if isinstance(layer, Conv):
                 shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
             else:
@@ -163,7 +155,7 @@ class Classifier:
     @property
     def num_classes(self) -> int:
         """Number of logits."""
-        return self.layers[-1].out_features
+        return self.layout.shapes[-1][0]
 
     @cached_property
     def head_size(self) -> int:
@@ -212,17 +204,14 @@ class Classifier:
 
     def _run(self, weights: Tensor, x: Tensor, layers: tuple[Conv | Linear, ...]) -> Tensor:
         m, shared = len(weights), x.dim() == 4
-        tensors = self.layout.views(weights)
+        tensors = self.layout.unflatten(weights)
         # m networks side by side are one network with m groups of channels
         h = x if shared else x.transpose(0, 1).flatten(1, 2)
         for name, layer in zip(self.layer_names, layers, strict=False):
             weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
             if isinstance(layer, Conv):
                 kernel, biases = weight.flatten(0, 1), bias.flatten()
-                if shared:
-                    h, shared = shared_conv_relu(h, kernel, biases, layer.stride, layer.padding), False
-                else:
-                    h = ConvReLU.apply(h, kernel, biases, layer.stride, layer.padding, m)
+                h, shared = CONVOLUTIONS[-1](h, kernel, biases, layer, None if shared else m), False
                 h = F.max_pool2d(h, layer.pool) if layer.pool > 1 else h
                 continue
             if shared:
@@ -241,27 +230,16 @@ def cnn_small(channels: int = 1, strided: bool = True) -> Classifier:
     By default strides replace max-pooling, which keeps every parameter's shape at a quarter of the arithmetic.
     """
     stride, pool = (2, 1) if strided else (1, 2)
-    layers = (
-        Conv(channels, 8, 5, stride, pool=pool),
-        Conv(8, 6, 5, stride, pool=pool),
-        Conv(6, 4, 2),
-        Linear(36, 20),
-        Linear(20, 10),
-    )
+    convolutions = Conv(channels, 8, 5, stride, pool=pool), Conv(8, 6, 5, stride, pool=pool), Conv(6, 4, 2)
     name = "cnn_small" + ("" if strided else "_pool") + ("" if channels == 1 else "_rgb")
-    return Classifier(name, (channels, 28, 28), layers)
+    return Classifier(name, (channels, 28, 28), (*convolutions, Linear(36, 20), Linear(20, 10)))
 
 
 def cnn_medium(channels: int = 3) -> Classifier:
     """The larger model-zoo CNN: 10,853 parameters on 32 × 32 × 3."""
-    layers = (
-        Conv(channels, 16, 3, pool=2),
-        Conv(16, 32, 3, pool=2),
-        Conv(32, 15, 3, pool=2),
-        Linear(60, 20),
-        Linear(20, 10),
-    )
-    return Classifier("cnn_medium" + ("" if channels == 3 else "_grey"), (channels, 32, 32), layers)
+    convolutions = Conv(channels, 16, 3, pool=2), Conv(16, 32, 3, pool=2), Conv(32, 15, 3, pool=2)
+    name = "cnn_medium" + ("" if channels == 3 else "_grey")
+    return Classifier(name, (channels, 32, 32), (*convolutions, Linear(60, 20), Linear(20, 10)))
 
 
 def cnn_embed() -> Classifier:
@@ -272,21 +250,12 @@ def cnn_embed() -> Classifier:
 def mlp(hidden: tuple[int, ...] = (32,), image_shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> Classifier:
     """A multilayer perceptron with hidden layers of the given widths; `mlp_1x28x28_32_10` by default."""
     widths = (math.prod(image_shape), *hidden, classes)
-    layers = tuple(Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-    return Classifier(
-        "mlp_" + "x".join(map(str, image_shape)) + "".join(f"_{width}" for width in widths[1:]), image_shape, layers
-    )
+    name = "mlp_" + "x".join(map(str, image_shape)) + "".join(f"_{width}" for width in widths[1:])
+    return Classifier(name, image_shape, tuple(Linear(a, b) for a, b in pairwise(widths)))
 
 
-CLASSIFIERS = {
-    "cnn_small": cnn_small,
-    "cnn_small_rgb": lambda: cnn_small(3),
-    "cnn_small_pool": lambda: cnn_small(strided=False),
-    "cnn_small_pool_rgb": lambda: cnn_small(3, strided=False),
-    "cnn_medium": cnn_medium,
-    "cnn_medium_grey": lambda: cnn_medium(1),
-    "cnn_embed": cnn_embed,
-}
+_CNNS = (cnn_small(), cnn_small(3), cnn_small(1, False), cnn_small(3, False), cnn_medium(), cnn_medium(1), cnn_embed())
+CLASSIFIERS = {cnn.name: cnn for cnn in _CNNS}
 
 
 def classifier(name: str) -> Classifier:
@@ -296,34 +265,11 @@ def classifier(name: str) -> Classifier:
         ValueError: if there is none.
     """
     if name in CLASSIFIERS:
-        return CLASSIFIERS[name]()
-    found = re.fullmatch(r"mlp_(N)x(N)x(N)((?:_N)+)".replace("N", "[1-9][0-9]{0,6}"), name)
-    if not found:
+        return CLASSIFIERS[name]
+    perceptron = re.fullmatch(r"mlp_(N)x(N)x(N)((?:_N)+)".replace("N", "[1-9][0-9]{0,6}"), name)
+    if not perceptron:
         raise ValueError(
             f"there is no classifier {name!r}; choose one of {', '.join(CLASSIFIERS)} or mlp_1x28x28_32_10 and the like"
         )
-    *hidden, classes = map(int, found[4][1:].split("_"))
-    return mlp(tuple(hidden), tuple(int(found[i]) for i in (1, 2, 3)), classes)
-
-
-def group_size(model: Model, batch: int, weights: Tensor) -> int:
-    """How many networks plain PyTorch should train at once: on a processor as many as keep to its cache, on a GPU all.
-
-    The largest activation of a group may take three times the second-level cache, and the groups are of about one size.
-    The environment variable FLOWN_GROUP sets another number.
-    """
-    if group := int(os.environ.get("FLOWN_GROUP") or 0):
-        return group
-    if weights.device.type != "cpu":
-        return max(1, len(weights))
-    largest = batch * model.largest_activation * weights.element_size()
-    most = max(1, min(64, 3 * cache_bytes() // largest))
-    return -(-len(weights) // -(-len(weights) // most)) if len(weights) else 1
-
-
-@cache
-def cache_bytes() -> int:
-    """Second-level cache of one core; 1 MiB where the system does not say."""
-    entry = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
-    text = entry.read_text().strip() if entry.exists() else ""
-    return int(text[:-1]) * 1024 if text.endswith("K") else 2**20
+    *hidden, classes = map(int, perceptron[4][1:].split("_"))
+    return mlp(tuple(hidden), (int(perceptron[1]), int(perceptron[2]), int(perceptron[3])), classes)

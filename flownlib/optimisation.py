@@ -1,4 +1,4 @@
-"""Habits of the training loops here: averaged parameters, a learning rate that comes down, and the plain loop itself."""
+"""The training loop of the library, and its habits: averaged parameters, a learning rate that comes down, seeded streams."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from flownlib.checks import check_count
+from flownlib.weights import check_count
 
 Built = TypeVar("Built")
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's parameters with a warm-up, so that early weights are forgotten."""
+    """An exponential moving average of a model's parameters, with a warm-up so that early weights are forgotten.
+
+    Args:
+        model: as it is now; call `update_parameters(model)` after every step.
+        decay: in [0, 1), reached after about 10 / (1 - decay) steps.
+    """
 
     def average(mean: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
         return mean + (current - mean) * (1 - min(decay, (1 + float(updates)) / (10 + float(updates))))
@@ -26,7 +31,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: a linear warm-up, then half a cosine down to 1 %.
+    """Learning-rate factor in [0, 1]: a linear warm-up, then half a cosine down to 1 %.
 
     Raises:
         ValueError: for less than one step in all, which would pass off an untrained network as trained.
@@ -44,18 +49,22 @@ def minimise(
     weight_decay: float = 1e-3,
     clip: float = 1.0,
     constant: bool = False,
+    after_step: Callable[[int], None] | None = None,
+    progress: bool | None = None,
 ) -> list[float]:
-    """Train parameters in place with AdamW, which without weight decay is Adam; returns the loss at every step.
+    """The loss at every step of training parameters in place with AdamW, which without weight decay is Adam.
 
     Args:
         loss: draws a batch and returns its loss, a scalar.
         model: whose parameters are trained; or these parameters themselves, or groups of them as an optimiser takes.
+        steps: at least 1.
+        learning_rate: the highest, above 0.
         name: what the progress bar says.
+        weight_decay: of AdamW, at least 0.
         clip: the largest norm of the gradient over all parameters; `math.inf` lets it be.
         constant: keep the learning rate as it is, in place of `warmup_cosine`.
-
-    Raises:
-        ValueError: for less than one step.
+        after_step: called with 1, …, steps.
+        progress: show a bar; None shows it in a terminal.
     """
     check_count("the number of training steps", steps)
     parameters = model.parameters() if isinstance(model, nn.Module) else model
@@ -63,7 +72,7 @@ def minimise(
     learners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if constant else warmup_cosine(step, steps))
     losses = []
-    for _ in tqdm(range(steps), desc=name, leave=False, disable=None):
+    for step in tqdm(range(1, steps + 1), desc=name, leave=False, disable=None if progress is None else not progress):
         value = loss()
         optimizer.zero_grad()
         value.backward()
@@ -72,6 +81,8 @@ def minimise(
         optimizer.step()
         schedule.step()
         losses.append(value.item())
+        if after_step:
+            after_step(step)
     return losses
 
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib.checks import check_real, whole_numbers
-from flownlib.networks import Model, group_size
+from flownlib.networks import Model
+from flownlib.weights import Bool, Float, Images, Int, Labels, Weights, check_real, whole_numbers
 
 # (model, weights, images, backend) → logits, or None where this way does not serve; `flownlib.speed` adds its own
-FastLogits = Callable[[Model, Tensor, Tensor, str], Tensor | None]
-FAST_LOGITS: list[FastLogits] = []
+_FastLogits = Callable[[Model, Tensor, Tensor, str], Tensor | None]
+FAST_LOGITS: list[_FastLogits] = []
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Split:
         ValueError: for images that are not finite, labels that are not whole numbers from 0, or none for some image.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Float[Tensor, "n c h w"]
+    y: Int[Tensor, " n"]
 
     def __post_init__(self) -> None:
         check_real("images", self.x, self.x.shape[1:] if isinstance(self.x, Tensor) else ())
@@ -65,18 +65,18 @@ class Task:
                 )
 
     def support(self, per_class: int, generator: torch.Generator) -> Split:
-        """A random support set drawn from the training split, `per_class` images a class, sorted by class.
+        """A random support set drawn from the training split, `per_class` >= 1 images a class, sorted by class.
 
         Raises:
             ValueError: if a class has fewer images.
         """
-        chosen = []
+        rows = []
         for label in range(self.num_classes):
             places = (self.train.y == label).nonzero()[:, 0]
             if len(places) < per_class:
                 raise ValueError(f"class {label} of task {self.name!r} has {len(places)} training images, not {per_class}")
-            chosen.append(places[torch.randperm(len(places), generator=generator)[:per_class]])
-        index = torch.cat(chosen)
+            rows.append(places[torch.randperm(len(places), generator=generator)[:per_class]])
+        index = torch.cat(rows)
         return Split(self.train.x[index], self.train.y[index])
 
     def to(self, device: torch.device | str) -> Task:
@@ -86,40 +86,47 @@ class Task:
 
 @torch.no_grad()
 def logits_of(
-    model: Model, weights: Tensor, x: Tensor, chunk: int = 50, backend: str = "auto", allow_diverged: bool = False
-) -> Tensor:
-    """Logits [m, n, classes] of m networks [m, p] on n shared images, by whichever backend is the faster one here.
+    model: Model, weights: Weights, x: Images, backend: str = "auto", allow_diverged: bool = False
+) -> Float[Tensor, "n b classes"]:
+    """Logits [n, b, classes] of n networks [n, p] on b shared images, by whichever backend is the faster one here.
 
     Args:
+        model: of all the networks.
+        weights: [n, p].
+        x: [b, c, h, w].
+        backend: "auto", or the name of one.
         allow_diverged: take networks whose weights are not finite; what they say may be NaN.
 
     Raises:
         ValueError: for weights or images of another shape than the model's, none of them, or some that are not finite.
     """
     check_real("networks", weights, (model.layout.size,), finite=not allow_diverged)
+    check_real("images", x, tuple(model.image_shape))
     for fast_logits in FAST_LOGITS:
         logits = fast_logits(model, weights, x, backend)
         if logits is not None:
             return logits
-    check_real("images", x, tuple(model.image_shape))
-    # in parts whose activations fit the processor's cache
-    groups = weights.split(group_size(model, chunk, weights))
-    return torch.cat([torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in groups])
+    return torch.cat([model.forward(weights, images) for images in x.split(50)], dim=1)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What m networks do on one split: accuracy [m], mean cross-entropy in nats [m], which images are wrong, bool [m, n]."""
+    """What n networks do on one split: accuracy in [0, 1], mean cross-entropy in nats, and which images are wrong."""
 
-    accuracy: Tensor
-    loss: Tensor
-    wrong: Tensor
+    accuracy: Float[Tensor, " n"]
+    loss: Float[Tensor, " n"]
+    wrong: Bool[Tensor, "n b"]
 
 
-def score(model: Model, weights: Tensor, x: Tensor, y: Tensor, backend: str = "auto", allow_diverged: bool = False) -> Scores:
-    """Evaluate m networks [m, p] on images x [n, c, h, w] with labels y [n].
+def score(model: Model, weights: Weights, x: Images, y: Labels, backend: str = "auto", allow_diverged: bool = False) -> Scores:
+    """Accuracy, loss and errors of n networks on b labelled images.
 
     Args:
+        model: of all the networks.
+        weights: [n, p].
+        x: [b, c, h, w].
+        y: labels int64 [b] in 0, …, classes - 1.
+        backend: as for `logits_of`.
         allow_diverged: score networks whose weights are not finite too, as a guess; mark them, for nothing here does.
 
     Raises:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
-from flownlib.checks import check_count, check_real
+from flownlib.weights import Float, check_count, check_real
 
 Values = Sequence[float] | np.ndarray
 
@@ -28,13 +28,9 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def as_record(self) -> dict[str, float | int]:
-        """Rounded fields, ready for a results file."""
-        return {key: round(number, 5) if isinstance(number, float) else number for key, number in asdict(self).items()}
-
 
 def mean_interval(values: Values) -> Interval:
-    """Mean and Student's t interval over independent values; the interval is the whole line for fewer than two.
+    """Mean and Student's t interval (95 %) over independent values; the interval is the whole line for fewer than two.
 
     Raises:
         ValueError: if there is no value or one is not finite.
@@ -56,14 +52,14 @@ def paired_difference(a: Values, b: Values) -> Interval:
     Raises:
         ValueError: if the two are not of equal length.
     """
-    a, b = np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel()
-    if a.shape != b.shape:
-        raise ValueError(f"a paired difference needs equally many values, got {a.size} and {b.size}")
-    return mean_interval(a - b)
+    first, second = np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel()
+    if first.shape != second.shape:
+        raise ValueError(f"a paired difference needs equally many values, got {first.size} and {second.size}")
+    return mean_interval(first - second)
 
 
 def proportion_interval(successes: int, n: int) -> Interval:
-    """Wilson's interval for a proportion, e.g. one network's test accuracy over n images.
+    """Wilson's interval (95 %) for a proportion in [0, 1], e.g. one network's test accuracy over n images.
 
     Raises:
         ValueError: unless 0 <= successes <= n and n > 0.
@@ -80,21 +76,26 @@ def clustered_interval(values: Values, clusters: Sequence) -> Interval:
     Raises:
         ValueError: unless each value, all of them finite, has its cluster.
     """
-    values, clusters = np.asarray(values, dtype=float).ravel(), np.asarray(clusters)
-    if values.shape != clusters.shape:
-        raise ValueError(f"{values.size} values need as many clusters, not {clusters.shape}")
-    return mean_interval([values[clusters == cluster].mean() for cluster in np.unique(clusters)])
+    x, names = np.asarray(values, dtype=float).ravel(), np.asarray(clusters)
+    if x.shape != names.shape:
+        raise ValueError(f"{x.size} values need as many clusters, not {names.shape}")
+    return mean_interval([x[names == name].mean() for name in np.unique(names)])
 
 
-def energy_test(x: Tensor, y: Tensor, permutations: int, generator: torch.Generator) -> tuple[float, float]:
-    """Are two samples from one distribution? Their energy distance, and its p-value (Székely and Rizzo 2013).
+def energy_test(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], permutations: int, generator: torch.Generator
+) -> tuple[float, float]:
+    """Energy distance of two samples, and the p-value of their being from one distribution (Székely and Rizzo 2013).
 
     The distance is 0 for equal samples and positive otherwise. The p-value is the share of random splits of the pooled
     sample whose distance is at least as large, the observed split counted: uniform if all rows are drawn alike and
     independently, never below 1 / (permutations + 1).
 
     Args:
-        x: [n, d]. y: [m, d].
+        x: [n, d].
+        y: [m, d].
+        permutations: random splits, at least 1.
+        generator: of the splits.
 
     Raises:
         ValueError: if one of the samples is empty or not finite, the two differ in d, or there is no permutation.

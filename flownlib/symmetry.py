@@ -15,14 +15,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from flownlib.networks import Model
-from flownlib.weights import Axis, Group, Norm, Rescaling, Tensors
+from flownlib.weights import Axis, Float, Group, Int, Rescaling, Tensors, Vector, Weights
 from flownlib.zoo import Zoo
 
-SMALLEST_VARIANCE = 1e-4  # of a channel that is brought to variance one; a dead one keeps a finite scale
 
-
-def permute(tensors: Tensors, group: Group, order: Tensor) -> Tensors:
-    """Put unit order[i] of each network in place i. order: int64 [m, units]. The function is unchanged."""
+def permute(tensors: Tensors, group: Group, order: Int[Tensor, "m units"]) -> Tensors:
+    """The tensors [m, *shape] with unit order[i] of each network in place i; the networks' functions are unchanged."""
     rows = torch.arange(len(order))[:, None]
     for axis in group.axes:
         # [m, units, before, after]: indexing the first two dimensions is several times faster than gathering along the third
@@ -31,45 +29,34 @@ def permute(tensors: Tensors, group: Group, order: Tensor) -> Tensors:
     return tensors
 
 
-def rescale(tensors: Tensors, rescaling: Rescaling, scale: Tensor) -> Tensors:
-    """Multiply each unit's incoming weights by its scale [m, units] > 0, divide the outgoing. The function is unchanged."""
+def rescale(tensors: Tensors, rescaling: Rescaling, scale: Float[Tensor, "m units"]) -> Tensors:
+    """The tensors [m, *shape] with each unit's incoming weights times its scale > 0 and the outgoing ones divided by it."""
     return _multiply(_multiply(tensors, rescaling.multiplied, scale), rescaling.divided, 1 / scale)
 
 
-def standardise(tensors: Tensors, norm: Norm) -> Tensors:
-    """Rescale each channel in front of a batch norm so that its variance, epsilon included, is one.
-
-    With v = variance + epsilon, the new variance v / max(v, SMALLEST_VARIANCE) - epsilon is not negative if the old one is not.
-    """
-    variance = tensors[norm.variance.tensor] + norm.epsilon
-    scale = variance.clamp(min=SMALLEST_VARIANCE).rsqrt()
-    # variance' + epsilon = s² (variance + epsilon)
-    moved = tensors | {norm.variance.tensor: scale.square() * variance - norm.epsilon}
-    return _multiply(moved, norm.multiplied, scale)
-
-
-def balance(model: Model, weights: Tensor, rounds: int = 20) -> Tensor:
-    """Rescale every hidden unit [m, p] → [m, p] until the norms of its incoming and outgoing weights agree.
+def balance(model: Model, weights: Weights, rounds: int = 20) -> Weights:
+    """Networks [m, p] whose hidden units are rescaled until the norms of their incoming and outgoing weights agree.
 
     Channels in front of a batch norm are brought to variance one. The function of each network is unchanged.
 
     Raises:
         ValueError: if the symmetries of the model are not known.
     """
-    known, tensors = model.symmetries, model.layout.views(weights)
+    known, tensors = model.symmetries, model.layout.unflatten(weights)
     for norm in known.norms:
-        tensors = standardise(tensors, norm)
+        tensors = norm.standardise(tensors)
     for _ in range(rounds):
         for rescaling in known.rescalings:
             into, out = _norms(tensors, rescaling.multiplied), _norms(tensors, rescaling.divided)
             # s = sqrt(|out| / |in|); units that are dead on one side keep a finite scale
             tensors = rescale(tensors, rescaling, ((out + 1e-4) / (into + 1e-4)).sqrt().clamp(0.1, 10))
-    return model.layout.join(tensors)
+    return model.layout.flatten(tensors)
 
 
 def _norms(tensors: Tensors, axes: tuple[Axis, ...]) -> Tensor:
     """Euclidean norm of each unit's weights along some axes: [m, units]."""
-    return sum(axis.units(tensors).square().sum(dim=(1, 3)) for axis in axes).sqrt()
+    squares = (axis.units(tensors).square().sum(dim=(1, 3)) for axis in axes)
+    return sum(squares, start=torch.zeros(())).sqrt()
 
 
 def _multiply(tensors: Tensors, axes: tuple[Axis, ...], scale: Tensor) -> Tensors:
@@ -79,23 +66,24 @@ def _multiply(tensors: Tensors, axes: tuple[Axis, ...], scale: Tensor) -> Tensor
     return tensors
 
 
-def match(model: Model, weights: Tensor, reference: Tensor, generator: torch.Generator, restarts: int = 3) -> Tensor:
-    """Permute each network's hidden units [m, p] to maximise its inner product with the reference [p].
+def match(model: Model, weights: Weights, reference: Vector, generator: torch.Generator, restarts: int = 3) -> Weights:
+    """Networks [m, p] whose hidden units are permuted to maximise their inner product with the reference [p].
 
-    Coordinate ascent over groups of units, each step an exact assignment, from the network's own order and from random ones.
+    Coordinate ascent over groups of units, each step an exact assignment, from the network's own order and from random ones
+    (Ainsworth et al. 2023, "Git re-basin"). `restarts` >= 1 orders are tried.
 
     Raises:
         ValueError: if the symmetries of the model are not known.
     """
     best, best_score = weights, weights @ reference
-    groups, target = model.symmetries.groups, model.layout.views(reference[None])
+    groups, target = model.symmetries.groups, model.layout.unflatten(reference[None])
     for restart in range(restarts):
-        tensors = model.layout.views(weights)
+        tensors = model.layout.unflatten(weights)
         if restart:
             for group in groups:
                 order = torch.rand(len(weights), group.units, generator=generator).argsort(1)
                 tensors = permute(tensors, group, order)
-        result = model.layout.join(_ascend(groups, tensors, target))
+        result = model.layout.flatten(_ascend(groups, tensors, target))
         score = result @ reference
         better = score > best_score
         best, best_score = torch.where(better[:, None], result, best), torch.where(better, score, best_score)
@@ -118,7 +106,7 @@ def _ascend(groups: tuple[Group, ...], tensors: Tensors, target: Tensors, most: 
 def _similarity(reference: Tensors, tensors: Tensors, group: Group) -> Tensor:
     """Inner products between unit i of the reference and unit j of each network: [m, units, units]."""
     pairs = [(axis.units(reference)[0], axis.units(tensors)) for axis in group.axes]
-    return sum(torch.einsum("bia,mbja->mij", fixed, moving) for fixed, moving in pairs)
+    return sum((torch.einsum("bia,mbja->mij", fixed, moving) for fixed, moving in pairs), start=torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -131,11 +119,15 @@ class Aligner:
 
     @classmethod
     def fit(cls, zoo: Zoo, seed: int = 0, rounds: int = 4, restarts: int = 3, reference: str = "task") -> Aligner:
-        """Match to the running mean of the aligned networks: of all tasks together first, then of each task.
+        """References by matching to the running mean of the aligned networks: of all tasks together, then of each task.
 
         The joint rounds put the tasks' references in one frame; the tasks' own rounds let their networks agree better.
 
         Args:
+            zoo: to be aligned; any order and scale of hidden units.
+            seed: of random orders.
+            rounds: of matching and averaging, at least 1.
+            restarts: as for `match`.
             reference: "task", or "joint" to stop after the joint rounds: one reference, for tasks outside the zoo too.
 
         Raises:

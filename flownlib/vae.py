@@ -8,36 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from flownlib.encoders import PCA, Standardiser
-from flownlib.networks import Classifier, classifier
-from flownlib.optimisation import warmup_cosine
+from flownlib.encoders import Standardiser
+from flownlib.networks import Model, classifier
+from flownlib.optimisation import minimise
 from flownlib.scoring import Task
-from flownlib.weights import Artifact, Layout
+from flownlib.weights import Artifact, Float, Images, Latents, Layout, Weights
 from flownlib.zoo import Zoo
 
 Pair = tuple[nn.Module, nn.Module]
 
 
-def linear(p: int, latent_dim: int) -> Pair:
-    """One linear map each."""
-    return nn.Linear(p, 2 * latent_dim), nn.Linear(latent_dim, p)
-
-
 def perceptrons(p: int, latent_dim: int, width: int) -> Pair:
-    """Two hidden layers each; every weight sees every latent, so the size grows with p."""
-    encoder = nn.Sequential(
-        nn.Linear(p, width), nn.SiLU(), nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2 * latent_dim)
-    )
-    decoder = nn.Sequential(
-        nn.Linear(latent_dim, width // 2), nn.SiLU(), nn.Linear(width // 2, width), nn.SiLU(), nn.Linear(width, p)
-    )
+    """Encoder and decoder of two hidden layers; every weight sees every latent, so the size grows with p."""
+    half = width // 2
+    encoder = nn.Sequential(nn.Linear(p, width), nn.SiLU(), nn.Linear(width, half), nn.SiLU(), nn.Linear(half, 2 * latent_dim))
+    decoder = nn.Sequential(nn.Linear(latent_dim, half), nn.SiLU(), nn.Linear(half, width), nn.SiLU(), nn.Linear(width, p))
     return encoder, decoder
 
 
@@ -47,7 +37,7 @@ class VAESettings:
 
     `input_noise` is to be removed; `jitter` makes other networks, to be reconstructed as they are. Without a `kl_loss` the
     latents are the encoder's means plus `latent_noise`, as in p-diff's autoencoder. The architecture "graph" has `node_dim`
-    latents for each unit in place of `latent_dim`, and `rounds` of messages; "linear" starts from principal components.
+    latents for each unit in place of `latent_dim`, and `rounds` of messages.
     """
 
     latent_dim: int = 64
@@ -73,13 +63,13 @@ class Architecture:
     """A kind of pair, and what it needs beyond its own layers.
 
     Args:
-        build: the two networks for a classifier's layout and the settings.
+        build: the two networks for a model and the settings.
         standardise: fits the standardiser of weights [n, p] in a layout.
         begin: sets a fresh VAE's weights from the zoo before training; None leaves torch's initialisation.
         latent_scale: mean and deviation of latents [n, k], by which they are standardised; None takes each latent's own.
     """
 
-    build: Callable[[Classifier, VAESettings], Pair]
+    build: Callable[[Model, VAESettings], Pair]
     standardise: Callable[[Tensor, Layout], Standardiser] = Standardiser.fit
     begin: Callable[[VAE, Zoo], None] | None = None
     latent_scale: Callable[[VAE, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -94,7 +84,12 @@ class VAE(nn.Module):
         pair: encoder and decoder; by default those of the architecture that the settings name.
     """
 
-    def __init__(self, model: Classifier, settings: VAESettings, pair: Pair | None = None) -> None:
+    mean: Tensor
+    scale: Tensor
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, model: Model, settings: VAESettings, pair: Pair | None = None) -> None:
         super().__init__()
         self.encoder, self.decoder = pair or architecture(settings.architecture).build(model, settings)
         p, k = model.layout.size, getattr(self.encoder, "latent_dim", settings.latent_dim)
@@ -112,16 +107,16 @@ class VAE(nn.Module):
         """Weights ↔ the numbers that the networks see."""
         return Standardiser(self.mean, self.scale)
 
-    def posterior(self, standard: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, standard: Weights) -> tuple[Latents, Latents]:
         """Mean and log-variance of q(z | w), each [n, k]."""
         mean, log_variance = self.encoder(standard).chunk(2, dim=-1)
         return mean, log_variance.clamp(-10, 4)
 
-    def encode(self, weights: Tensor) -> Tensor:
+    def encode(self, weights: Weights) -> Latents:
         """Standardised latents [n, k]."""
         return (self.posterior(self.standardiser.forward(weights))[0] - self.latent_mean) / self.latent_std
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Latents) -> Weights:
         """Weights [n, p]."""
         return self.standardiser.inverse(self.decoder(latents * self.latent_std + self.latent_mean))
 
@@ -145,15 +140,15 @@ class VAE(nn.Module):
         return vae.eval().requires_grad_(False)
 
 
-def behaviour_distance(model: Classifier, weights: Tensor, decoded: Tensor, x: Tensor) -> Tensor:
-    """KL divergence in nats from each network's class probabilities to its reconstruction's, averaged over images x."""
+def behaviour_distance(model: Model, weights: Weights, decoded: Weights, x: Images) -> Float[Tensor, ""]:
+    """KL divergence in nats, a scalar, from networks' class probabilities to their reconstructions', averaged over images x."""
     with torch.no_grad():
         target = model.forward(weights, x).log_softmax(-1)
     logits = model.forward(decoded, x).log_softmax(-1)
     return F.kl_div(logits, target, log_target=True, reduction="sum") / (len(weights) * len(x))
 
 
-def vae_loss(vae: VAE, weights: Tensor, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def vae_loss(vae: VAE, weights: Weights, images: Images, generator: torch.Generator) -> dict[str, Tensor]:
     """The three terms for a batch of networks of one task: weights, behaviour, kl (scalars, already weighted)."""
     s, standard = vae.settings, vae.standardiser.forward(weights)
     if s.jitter:  # other networks, to be reconstructed as they are
@@ -177,10 +172,19 @@ def vae_loss(vae: VAE, weights: Tensor, images: Tensor, generator: torch.Generat
 def train_vae(
     zoo: Zoo, tasks: Mapping[str, Task], settings: VAESettings, seed: int, progress: bool = True
 ) -> tuple[VAE, list[dict[str, float]]]:
-    """Fit a VAE to a zoo; each step takes networks of one task and training images of that task.
+    """A VAE fitted to a zoo, in evaluation mode, and the loss terms at every step.
 
-    Returns:
-        The VAE in evaluation mode and the loss terms at every step.
+    Each step takes networks of one task and training images of that task.
+
+    Args:
+        zoo: in canonical form, or its VAE has to learn every order of hidden units.
+        tasks: by name, at least those of the zoo.
+        settings: sizes and loss weights.
+        seed: of initialisation and batches.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for less than one step, networks that are not finite, or an unknown architecture.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -192,44 +196,24 @@ def train_vae(
     vae.scale.copy_(standardiser.scale)
     if kind.begin:
         kind.begin(vae, zoo)
-    optimizer = torch.optim.AdamW(vae.parameters(), settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=settings.steps))
-    rows = {name: zoo.task(name).weights for name in zoo.tasks}
-    history = []
-    for step in tqdm(range(settings.steps), desc="VAE", disable=not progress):
-        name = zoo.tasks[step % len(zoo.tasks)]
-        weights, images = rows[name], tasks[name].train.x
+    history: list[dict[str, float]] = []
+    rows = [(zoo.task(name).weights, tasks[name].train.x) for name in zoo.tasks]
+
+    def loss() -> Tensor:
+        weights, images = rows[len(history) % len(rows)]
         batch = weights[torch.randint(len(weights), (settings.batch_size,), generator=generator)]
         probes = images[torch.randint(len(images), (settings.probe_images,), generator=generator)]
         terms = vae_loss(vae, batch, probes, generator)
-        optimizer.zero_grad()
-        sum(terms.values()).backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
         history.append({name: float(term.detach()) for name, term in terms.items()})
+        return sum(terms.values(), start=torch.zeros(()))
+
+    minimise(loss, vae, settings.steps, settings.learning_rate, "VAE", weight_decay=1e-4, progress=progress)
     standardise_latents(vae.eval().requires_grad_(False), zoo)
     return vae, history
 
 
-@torch.no_grad()
-def start_from_components(vae: VAE, zoo: Zoo) -> None:
-    """Make a linear VAE the zoo's principal component analysis, which is the best linear one for weights alone.
-
-    Raises:
-        ValueError: if the zoo has too few networks for its latents.
-    """
-    pca, k = PCA.fit(zoo, vae.latent_dim), vae.latent_dim
-    for layer in (vae.encoder, vae.decoder):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    vae.encoder.weight[:k] = pca.components / pca.deviations[:, None]
-    nn.init.constant_(vae.encoder.bias[k:], -5.0)  # log-variances: the coordinates are heard over little noise
-    vae.decoder.weight.copy_((pca.deviations[:, None] * pca.components).T)
-
-
 def standardise_latents(vae: VAE, zoo: Zoo) -> None:
-    """Unscaled latents are the usual reason why a generator's networks score at chance."""
+    """Nothing; sets the scale of the latents: a wrong one is the usual reason why generated networks score at chance."""
     latents, _ = vae.posterior(vae.standardiser.forward(zoo.weights))
     scale = architecture(vae.settings.architecture).latent_scale
     mean, std = scale(vae, latents) if scale else (latents.mean(0), latents.std(0))
@@ -237,10 +221,7 @@ def standardise_latents(vae: VAE, zoo: Zoo) -> None:
     vae.latent_std.copy_(std + 1e-3)
 
 
-ARCHITECTURES = {
-    "linear": Architecture(lambda model, s: linear(model.layout.size, s.latent_dim), begin=start_from_components),
-    "mlp": Architecture(lambda model, s: perceptrons(model.layout.size, s.latent_dim, s.width)),
-}
+ARCHITECTURES = {"mlp": Architecture(lambda model, s: perceptrons(model.layout.size, s.latent_dim, s.width))}
 
 
 def architecture(name: str) -> Architecture:

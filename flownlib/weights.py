@@ -1,4 +1,7 @@
-"""Weights as vectors: where each tensor of a state dict lies in one, the exact way back, and which axes carry hidden units."""
+"""Weights as vectors: where each tensor of a state dict lies in one, the exact way back, which axes carry hidden units.
+
+And what is refused everywhere in one sentence: numbers that are none, sizes that do not fit, labels out of range.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,22 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+try:  # shapes in annotations, which the tests check; nobody else needs the package
+    from jaxtyping import Bool, Float, Int
+except ImportError:
+    Bool = Float = Int = Annotated  # type: ignore[misc,assignment]
+
+Weights = Float[Tensor, "n p"]  # n networks of p numbers
+Latents = Float[Tensor, "n k"]
+Vector = Float[Tensor, " p"]
+Images = Float[Tensor, " b *image"]
+Labels = Int[Tensor, " b"]
+Tensors = dict[str, Tensor]  # by name
 
 
 @dataclass(frozen=True)
@@ -34,19 +48,19 @@ class Layout:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], patterns: tuple[str, ...] = ("*",)) -> Layout:
-        """The layout of a state dict's floating-point tensors whose names match one of the patterns (`"head.*"`).
+        """The layout of a state dict's floating-point tensors whose names match one of the patterns, such as "head.*".
 
         Raises:
             ValueError: if no tensor matches.
         """
-        chosen = {
+        matching = {
             name: tuple(tensor.shape)
             for name, tensor in state.items()
             if tensor.is_floating_point() and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         }
-        if not chosen:
+        if not matching:
             raise ValueError(f"no floating-point tensor matches {patterns}; the state dict has {list(state)[:8]}")
-        return cls(tuple(chosen), tuple(chosen.values()))
+        return cls(tuple(matching), tuple(matching.values()))
 
     @property
     def size(self) -> int:
@@ -61,8 +75,8 @@ class Layout:
             start += math.prod(shape)
         return places
 
-    def views(self, weights: Tensor) -> dict[str, Tensor]:
-        """Flat weights [..., p] → named tensors [..., *shape], without copying.
+    def unflatten(self, weights: Tensor) -> Tensors:
+        """Named tensors [..., *shape] of flat weights [..., p], without copying.
 
         Raises:
             ValueError: if the last dimension is not p.
@@ -74,8 +88,8 @@ class Layout:
         parts = weights.split([math.prod(shape) for shape in self.shapes], dim=-1)
         return {name: part.reshape((*lead, *shape)) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
-    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of `views`: named tensors [..., *shape] → flat weights [..., p].
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "*lead p"]:
+        """Flat weights [..., p] of named tensors [..., *shape]; the inverse of `unflatten`.
 
         Raises:
             ValueError: if a tensor is missing or has another shape.
@@ -90,14 +104,9 @@ class Layout:
             parts.append(tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], math.prod(shape)))
         return torch.cat(parts, dim=-1)
 
-    def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
-        """One flat vector [p] → a state dict of its own memory, ready for `load_state_dict(strict=True)`."""
-        return {name: tensor.clone() for name, tensor in self.views(vector).items()}
-
-    def tensor_of_each_weight(self) -> Tensor:
-        """int64 [p]: the index in `names` of the tensor that each weight belongs to."""
-        sizes = torch.tensor([math.prod(shape) for shape in self.shapes])
-        return torch.repeat_interleave(torch.arange(len(self.names)), sizes)
+    def state_dict(self, vector: Vector) -> Tensors:
+        """A state dict, with memory of its own, of one flat vector [p]: ready for `load_state_dict(strict=True)`."""
+        return {name: tensor.clone() for name, tensor in self.unflatten(vector).items()}
 
     def as_json(self) -> list:
         """[[name, shape], …], the form stored beside every zoo."""
@@ -107,9 +116,6 @@ class Layout:
     def from_json(cls, rows: list) -> Layout:
         """The inverse of `as_json`."""
         return cls(tuple(name for name, _ in rows), tuple(tuple(shape) for _, shape in rows))
-
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,54 +156,83 @@ class Rescaling:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A layer and the batch norm that alone reads it, which divides its scale out again.
-
-    (s a - s mean) / sqrt(s² (variance + epsilon)) = (a - mean) / sqrt(variance + epsilon), so the filters, their bias and
-    the running mean (`multiplied`) can be multiplied by s, if the running variance goes to s² (variance + epsilon) - epsilon.
-    The norm goes on to mean the same in training mode, which it would not if its mean were moved into its bias.
-    """
-
-    multiplied: tuple[Axis, ...]
-    variance: Axis
-    epsilon: float
-
-
-@dataclass(frozen=True)
 class Symmetries:
     """All that is stated about an architecture, in the order of the forward pass."""
 
     groups: tuple[Group, ...]
     rescalings: tuple[Rescaling, ...] = ()
-    norms: tuple[Norm, ...] = ()
-
-    @property
-    def tensors(self) -> set[str]:
-        """Names of all tensors that an exchange or a rescaling would change."""
-        axes = [axis for group in self.groups for axis in group.axes]
-        axes += [axis for rescaling in self.rescalings for axis in rescaling.multiplied + rescaling.divided]
-        axes += [axis for norm in self.norms for axis in (*norm.multiplied, norm.variance)]
-        return {axis.tensor for axis in axes}
+    norms: tuple[Any, ...] = ()  # layers before a batch norm, each with a `standardise(tensors)`
 
 
-def token_places(layout: Layout, size: int) -> Tensor:
-    """Which weights make up each token, int64 [tokens, length]; p stands for padding.
+def is_finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite: one pass over the memory, and no copy of it."""
+    return not x.numel() or bool(torch.stack(x.aminmax()).isfinite().all())
 
-    With a `size` above zero tokens are chunks of that many neighbours in the flat vector (SANE, Schürholt et al. 2024); with
-    zero every unit is a token: its incoming weights and its bias.
+
+def check_count(what: str, count: int) -> None:
+    """Refuse anything but a whole number of at least 1.
 
     Raises:
-        ValueError: if tokens shall be units and a tensor is neither a weight nor the bias of one.
+        ValueError: naming it.
     """
-    p, flat = layout.size, torch.arange(layout.size)
-    if size > 0:
-        return F.pad(flat, (0, -p % size), value=p).view(-1, size)
-    rows, places = [], layout.views(flat)
-    for name in layout.names:
-        bias = places.get(f"{name.removesuffix('.weight')}.bias")
-        if name.endswith(".weight") and bias is not None:
-            rows += torch.cat([places[name].flatten(1), bias[:, None]], dim=1)
-    if sum(map(len, rows)) != p:
-        raise ValueError("units are tokens only where every tensor is a weight or its bias; choose a token_size above zero")
-    longest = max(map(len, rows))
-    return torch.stack([F.pad(row, (0, longest - len(row)), value=p) for row in rows])
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, not {count!r}")
+
+
+def check_real(what: str, x: Tensor, shape: tuple[int, ...], finite: bool = True) -> None:
+    """Refuse anything but floating-point rows [n, *shape], of which there is at least one, and all of them `finite`.
+
+    Raises:
+        ValueError: saying what they are instead, and which rows are not finite.
+    """
+    if not _dense(x) or not x.is_floating_point() or x.shape[1:] != shape or x.dim() == 0 or not x.numel():
+        raise ValueError(f"{what} must be floating-point rows of shape {tuple(shape)}, not {_described(x)}")
+    if finite and not is_finite(x):
+        rows = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"{what} {_listed(rows)} of {len(x)} hold numbers that are not finite (NaN or infinite); leave them out"
+        )
+
+
+def check_condition(c: Tensor, size: int) -> None:
+    """Refuse anything but one finite condition [size]: another size would be broadcast, and silently mean something else.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if not _dense(c) or c.shape != (size,):
+        raise ValueError(f"the generator was fitted to contexts of shape ({size},) and takes one of them, not {_described(c)}")
+    if not is_finite(c):
+        raise ValueError("the context holds numbers that are not finite (NaN or infinite)")
+
+
+def whole_numbers(what: str, values: Tensor, below: int | None = None) -> Tensor:
+    """The values as int64, side by side in memory; other types of whole numbers are converted, which is exact.
+
+    Raises:
+        ValueError: for floating-point values, none at all, or one that is not in 0, …, below - 1.
+    """
+    if not _dense(values) or values.is_floating_point() or values.is_complex() or not values.numel():
+        raise ValueError(f"{what} must be whole numbers (int64), not {_described(values)}")
+    values = values.to(torch.int64).contiguous()
+    low, high = (int(x) for x in values.aminmax())
+    if low < 0 or (below is not None and high >= below):
+        wanted = "be at least 0" if below is None else f"lie between 0 and {below - 1}"
+        hint = "; subtract 1 if yours count from 1" if (low, high) == (1, below) else ""
+        raise ValueError(f"{what} must {wanted}, got {low} to {high}{hint}")
+    return values
+
+
+def _dense(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+
+
+def _described(x: object) -> str:
+    if not isinstance(x, Tensor):
+        return repr(x)
+    kind = "" if _dense(x) else f" ({x.device}, {x.layout})"
+    return f"{tuple(x.shape)} of {str(x.dtype).removeprefix('torch.')}{kind}"
+
+
+def _listed(rows: list[int], most: int = 5) -> str:
+    return ", ".join(map(str, rows[:most])) + (f" and {len(rows) - most} more" if len(rows) > most else "")

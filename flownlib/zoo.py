@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from flownlib.networks import Model, classifier
-from flownlib.weights import Artifact, ArtifactError, Layout
+from flownlib.weights import Artifact, ArtifactError, Layout, Weights
 
 
 @dataclass(frozen=True)
 class Zoo:
     """Weights float32 [n, p], a table with one row a network, and the layout of the p numbers."""
 
-    weights: Tensor
+    weights: Weights
     table: pd.DataFrame
     model: Model
     settings: dict = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Zoo:
         return self.select(self.table["task"] == name)
 
     def split(self, held_out: int) -> tuple[Zoo, Zoo]:
-        """(training, held-out): the last `held_out` seeds of each task are held out, with all their checkpoints.
+        """(training, held-out) zoos: the last `held_out` seeds of each task are held out, with all their checkpoints.
 
         Raises:
             ValueError: if a task would have no training seed left.
@@ -79,20 +79,29 @@ class Zoo:
 
     @classmethod
     def from_artifact(cls, artifact: Artifact, source: Path | str = "the artefact", model: Model | None = None) -> Zoo:
-        """The inverse of `as_artifact`."""
+        """The inverse of `as_artifact`.
+
+        Args:
+            artifact: as stored.
+            source: what messages call it.
+            model: where its name is not that of a `classifier`.
+
+        Raises:
+            ArtifactError: if it is damaged, no zoo, or of another model.
+        """
         meta = artifact.meta
         if not {"table", "classifier", "layout", "settings"} <= meta.keys() or "weights" not in artifact.tensors:
             raise ArtifactError(f"{source} is not a zoo: it has no weights, table, classifier, layout or settings.")
         try:
-            model = model or classifier(str(meta["classifier"]))
+            stored_of = model or classifier(str(meta["classifier"]))
         except ValueError:
             raise ArtifactError(f"{source} is a zoo of {meta['classifier']!r}; give its model when you load it.") from None
         try:
             layout, table = Layout.from_json(meta["layout"]), pd.DataFrame(meta["table"])
         except (TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{source} is not a zoo: its table or layout is damaged ({type(error).__name__}).") from None
-        if layout != model.layout:
-            raise ArtifactError(f"{source} stores another layout than {model.name} has; load it with its own model.")
+        if layout != stored_of.layout:
+            raise ArtifactError(f"{source} stores another layout than {stored_of.name} has; load it with its own model.")
         if artifact.tensors["weights"].shape != (len(table), layout.size):
             raise ArtifactError(f"{source} is not a zoo: its weights and its table differ in size.")
-        return cls(artifact.tensors["weights"], table, model, meta["settings"])
+        return cls(artifact.tensors["weights"], table, stored_of, meta["settings"])

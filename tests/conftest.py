@@ -9,6 +9,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+CORE = [f"flownlib.{path.stem}" for path in (Path(__file__).resolve().parent.parent / "flownlib").glob("[a-z]*.py")]
+if "FLOWN_CHECK_SHAPES" in os.environ:  # every call of a public function of the core is held to its annotations
+    from jaxtyping import install_import_hook
+
+    install_import_hook(CORE, "beartype.beartype")
+
 from flownlib.chapters import shared as recipes
 from flownlib.harness import profiles
 

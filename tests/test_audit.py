@@ -9,7 +9,7 @@ from scipy import stats
 from flownlib.baselines import Gaussian, Noise, Retrieval, Soup
 from flownlib.chapters import shared as recipes
 from flownlib.encoders import WeightSpace
-from flownlib.evaluation import MEASURES, Neighbourhood, Reference, judge
+from flownlib.evaluation import MEASURES, Neighbourhood, ReferenceSet, evaluate
 from flownlib.extensions.audit import VERDICTS, Likelihoods, audit, table_of
 from flownlib.plots import audit as figures_audit
 from flownlib.plots.audit import frontier_of
@@ -42,12 +42,12 @@ def contexts(tasks):
 
 def disguised(model, weights, generator):
     """The same networks, as functions, with their hidden units in another order and on another scale."""
-    tensors, known = model.layout.views(weights), model.symmetries
+    tensors, known = model.layout.unflatten(weights), model.symmetries
     for group, rescaling in zip(known.groups, known.rescalings, strict=True):
         size = (len(weights), group.units)
         tensors = permute(tensors, group, torch.rand(size, generator=generator).argsort(1))
         tensors = rescale(tensors, rescaling, (torch.randn(size, generator=generator) / 2).exp())
-    return model.layout.join(tensors)
+    return model.layout.flatten(tensors)
 
 
 class Given:
@@ -118,11 +118,11 @@ def test_matching_to_a_training_network_brings_networks_closer_to_it(zoo):
 
 def test_samples_that_are_no_networks_are_refused(zoo, tasks):
     task = next(iter(tasks.values()))
-    reference = Reference.of(task, zoo.train, zoo.held_out, WeightSpace.fit(zoo.train), zoo.aligner)
+    reference = ReferenceSet.of(task, zoo.train, zoo.held_out, WeightSpace.fit(zoo.train), zoo.aligner)
     weights = zoo.held_out.task(task.name).weights
     for wrong in (weights[:, 1:], weights[0], weights * float("nan")):
         with pytest.raises(ValueError, match="shape .2464,.|samples for .* hold numbers that are not finite"):
-            judge(wrong, reference)
+            evaluate(wrong, reference)
 
 
 @pytest.mark.parametrize(

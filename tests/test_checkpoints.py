@@ -235,7 +235,7 @@ class Wrapped(torch.nn.Module):
 
 PLAIN = ModuleClassifier("plain", (3, 2, 2), Plain)
 STATE = Plain().state_dict()
-VECTOR = PLAIN.layout.join(STATE)
+VECTOR = PLAIN.layout.flatten(STATE)
 
 
 def prefixed(prefix: str) -> dict:
@@ -269,7 +269,7 @@ def test_a_prefix_that_is_the_models_own_stays(tmp_path):
     save_file(own.state_dict(), tmp_path / "a.safetensors")
     for patterns in (("*",), ("model.b.*",)):
         model = ModuleClassifier("own", (3, 2, 2), lambda: own, patterns)
-        assert torch.equal(read_weights(tmp_path / "a.safetensors", model), model.layout.join(own.state_dict()))
+        assert torch.equal(read_weights(tmp_path / "a.safetensors", model), model.layout.flatten(own.state_dict()))
 
 
 def test_what_fits_twice_is_asked_about(tmp_path):

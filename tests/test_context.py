@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flownlib.context import SupportEncoder, elmes, random_labels
+from flownlib.extensions.caml import SupportEncoder, elmes, random_labels
 
 
 @pytest.mark.parametrize("n", [2, 5, 10])

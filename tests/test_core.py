@@ -15,17 +15,17 @@ from flownlib.scoring import score
 from flownlib.statistics import clustered_interval, mean_interval, paired_difference, proportion_interval
 from flownlib.weights import Artifact, ArtifactError, Layout
 
-MODELS = [make() for make in CLASSIFIERS.values()] + [mlp()]
+MODELS = [*CLASSIFIERS.values(), mlp()]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.name}-{model.image_shape[0]}")
 def test_layout_is_the_modules_and_round_trips_exactly(model):
     state = model.module().state_dict()
     assert Layout.of(state) == model.layout
-    vector = model.layout.join(state)
+    vector = model.layout.flatten(state)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.layout.state_dict(vector).items())
     assert Layout.from_json(json.loads(json.dumps(model.layout.as_json()))) == model.layout
-    assert len(model.layout.tensor_of_each_weight()) == model.layout.size == len(vector)
+    assert model.layout.size == len(vector)
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -40,9 +40,9 @@ def test_layout_subset_and_bad_input():
     with pytest.raises(ValueError, match="no floating-point tensor matches"):
         Layout.of(state, ("head.*",))
     with pytest.raises(ValueError, match="this layout holds 2464 numbers"):
-        cnn_small().layout.views(torch.zeros(3, 10))
+        cnn_small().layout.unflatten(torch.zeros(3, 10))
     with pytest.raises(ValueError, match="'conv1.weight' is missing"):
-        cnn_small().layout.join({})
+        cnn_small().layout.flatten({})
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.name}-{model.image_shape[0]}")
@@ -63,13 +63,13 @@ def test_features_feed_the_head():
     model = cnn_small()
     weights = model.initialise(2, torch.Generator().manual_seed(0), torch.float64)
     x = torch.randn(4, 1, 28, 28, dtype=torch.float64)
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     logits = model.features(weights, x) @ tensors["fc2.weight"].transpose(1, 2) + tensors["fc2.bias"][:, None]
     assert torch.allclose(logits, model.forward(weights, x))
 
 
 def test_initialisation_has_torchs_range():
-    tensors = cnn_small().layout.views(cnn_small().initialise(200, torch.Generator().manual_seed(0)))
+    tensors = cnn_small().layout.unflatten(cnn_small().initialise(200, torch.Generator().manual_seed(0)))
     for name, fan_in in {"conv1.weight": 25, "conv2.bias": 200, "fc2.weight": 20}.items():
         assert tensors[name].abs().max() <= 1 / math.sqrt(fan_in)
         assert tensors[name].std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.05)

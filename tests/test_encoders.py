@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flownlib import vae, weights
+from flownlib import vae
 from flownlib.chapters import c02_encoders, shared
 from flownlib.chapters import c02_encoders as studies_encoders
-from flownlib.encoders import PCA, reconstruct
+from flownlib.encoders import reconstruct
 from flownlib.extensions import weight_tokens
 from flownlib.extensions.distilled_lora import DistilledLoRA
+from flownlib.extensions.pca import PCA
 from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.networks import cnn_small, mlp
 from flownlib.plots import latent_map
@@ -68,11 +69,11 @@ def test_what_is_no_encoder_is_refused(canonical, tmp_path):
 @pytest.mark.parametrize("size", [0, 7, 64])
 def test_every_weight_is_in_one_token(size):
     layout = cnn_small().layout
-    places = weights.token_places(layout, size)
+    places = weight_tokens.token_places(layout, size)
     assert torch.equal(places[places < layout.size].sort().values, torch.arange(layout.size))
     assert places.max() <= layout.size
     if size == 0:  # the first token is the first filter and its bias
-        tensors = layout.views(torch.arange(layout.size))
+        tensors = layout.unflatten(torch.arange(layout.size))
         expected = torch.cat([tensors["conv1.weight"][0].flatten(), tensors["conv1.bias"][:1]])
         assert len(places) == 8 + 6 + 4 + 20 + 10 and torch.equal(places[0][: len(expected)], expected)
 
@@ -181,7 +182,7 @@ def test_the_map_shows_what_its_points_decode_to(fitted, canonical, tasks):
     name = found.tasks[1]
     expected = score(zoo.model, weights, tasks[name].test.x[:50], tasks[name].test.y[:50], backend="torch").accuracy
     assert abs(found.accuracy[1, 1, 3] - expected[0]) < 0.021
-    assert torch.allclose(found.filters[1, 3].flatten(), zoo.layout.views(weights)["conv1.weight"].flatten(), atol=1e-5)
+    assert torch.allclose(found.filters[1, 3].flatten(), zoo.layout.unflatten(weights)["conv1.weight"].flatten(), atol=1e-5)
     assert found.points.amin(0)[0] >= found.x[0] and found.points.amax(0)[1] <= found.y[-1]
 
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from flownlib.chapters import shared as recipes
-from flownlib.encoders import PCA
-from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator
+from flownlib.extensions.pca import PCA
+from flownlib.generators import FlowGenerator, FlowTraining
 from flownlib.plots.explorer import Recorder, draw, trajectory_explorer
 from flownlib.scoring import score
 

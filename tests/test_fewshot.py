@@ -7,9 +7,9 @@ from scipy.stats import multivariate_normal
 
 from flownlib.chapters import c05_few_shot as recipes
 from flownlib.chapters.c05_few_shot import raw_records
-from flownlib.context import random_labels
 from flownlib.extensions import adaptation
 from flownlib.extensions.backbone import train_backbone
+from flownlib.extensions.caml import random_labels
 from flownlib.extensions.episodes import Episodes, draw_episodes
 from flownlib.extensions.fewshot import CAML, PLDA, accuracy, centroid, fewer, logistic_regression, train_caml
 from flownlib.extensions.head_gauge import HeadGauge

@@ -1,16 +1,16 @@
-"""Encoders, generators and their judge on the smoke zoo."""
+"""Encoders, generators and their evaluate on the smoke zoo."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup, all_nulls
+from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup, all_baselines
 from flownlib.chapters import shared as recipes
-from flownlib.encoders import PCA, Standardiser, WeightSpace, reconstruct
-from flownlib.evaluation import MEASURES, compare, error_overlap, judge
-from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator
+from flownlib.encoders import Standardiser, WeightSpace, reconstruct
+from flownlib.evaluation import MEASURES, compare, error_overlap, evaluate
+from flownlib.extensions.pca import PCA
+from flownlib.generators import FlowGenerator, FlowTraining
 from flownlib.harness.cache import load_artifact, save_artifact
 from flownlib.harness.studies import aggregate
 from flownlib.vae import VAE, VAESettings, behaviour_distance, train_vae
@@ -91,7 +91,7 @@ def test_error_overlap_by_sets():
     assert torch.allclose(error_overlap(a, b), torch.tensor([[1 / 3, 0.0]]))
 
 
-@pytest.mark.parametrize("generator", all_nulls(), ids=lambda generator: generator.name)
+@pytest.mark.parametrize("generator", all_baselines(), ids=lambda generator: generator.name)
 def test_nulls_sample_what_they_say(generator, canonical, contexts, references):
     name = canonical.train.tasks[1]
     generator.fit(canonical.train, contexts, 0)
@@ -99,7 +99,7 @@ def test_nulls_sample_what_they_say(generator, canonical, contexts, references):
     weights = generator.sample(64, y, seeded)
     assert weights.shape == (64, canonical.train.layout.size)
     assert torch.equal(weights, generator.sample(64, y, torch.Generator().manual_seed(0)))
-    judged = judge(weights, references[name])
+    judged = evaluate(weights, references[name])
     if isinstance(generator, (Retrieval, Noise)):
         assert judged.nearest.mean() == pytest.approx(
             getattr(generator, "strength", 0) * 49.6 / references[name].held_out_distance, rel=0.05, abs=1e-3
@@ -135,7 +135,7 @@ def test_comparison_has_a_row_for_every_method_and_catches_a_copier(canonical, c
 
 def test_best_by_validation_never_looks_at_the_test_images(canonical, references):
     reference = next(iter(references.values()))
-    judged = judge(canonical.held_out.task(reference.task.name).weights, reference)
+    judged = evaluate(canonical.held_out.task(reference.task.name).weights, reference)
     assert judged.best == int(judged.validation.accuracy.argmax())
     assert judged.measures()["test_accuracy_best_by_validation"] == judged.test.accuracy[judged.best]
 

@@ -7,7 +7,7 @@ import torch
 
 from flownlib.chapters import shared as recipes
 from flownlib.encoders import Standardiser, reconstruct
-from flownlib.extensions.graph_encoder import Graph, graph_networks
+from flownlib.extensions.graph_encoder import Graph, graph_networks, standardiser_by_tensor
 from flownlib.extensions.graph_widths import at_width, train_on_widths
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.harness.cache import load_artifact, save_artifact
@@ -28,11 +28,11 @@ GRAPH = replace(SMALL, architecture="graph", node_dim=24, rounds=1, jitter=0.3)
 
 def scramble(model, weights, generator):
     """The same networks with the units of every hidden layer in another order, and the orders."""
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     orders = [torch.rand(len(weights), hidden.units, generator=generator).argsort(1) for hidden in model.symmetries.groups]
     for hidden, order in zip(model.symmetries.groups, orders, strict=True):
         tensors = permute(tensors, hidden, order)
-    return model.layout.join(tensors), orders
+    return model.layout.flatten(tensors), orders
 
 
 def example(model):
@@ -57,7 +57,7 @@ def test_edges_and_biases_hold_every_weight_once(model):
     assert torch.equal(graph.join(edges, biases), weights)
     for layer, hidden in enumerate(model.symmetries.groups):
         # the numbers on the edges out of unit 1 are the weights that `symmetry` moves with it
-        assert torch.equal(edges[layer + 1][:, :, 1], hidden.axes[-1].units(model.layout.views(weights))[:, :, 1])
+        assert torch.equal(edges[layer + 1][:, :, 1], hidden.axes[-1].units(model.layout.unflatten(weights))[:, :, 1])
         assert edges[layer].shape[1] == biases[layer].shape[1] == graph.units[layer + 1] == hidden.units
 
 
@@ -69,11 +69,11 @@ def test_latents_and_decoded_weights_follow_a_permutation(model):
     rows, outputs = torch.arange(3)[:, None], torch.arange(10).expand(3, -1)
     layers = zip(encoder.graph.nodes(latents), encoder.graph.nodes(moved), [*orders, outputs], strict=True)
     assert all((before[rows, order] - after).abs().max() < 1e-10 for before, after, order in layers)
-    tensors = model.layout.views(decoder(latents))
+    tensors = model.layout.unflatten(decoder(latents))
     for hidden, order in zip(model.symmetries.groups, orders, strict=True):
         tensors = permute(tensors, hidden, order)
     assert (decoder(moved) - decoder(latents)).abs().max() > 1e-6
-    assert (decoder(moved) - model.layout.join(tensors)).abs().max() < 1e-10
+    assert (decoder(moved) - model.layout.flatten(tensors)).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
@@ -103,12 +103,12 @@ def test_the_standardiser_by_tensor_commutes_with_a_permutation():
     weights, scrambled, orders, _, _ = example(model)
 
     def moved(values):
-        tensors = model.layout.views(values)
+        tensors = model.layout.unflatten(values)
         for hidden, order in zip(model.symmetries.groups, orders, strict=True):
             tensors = permute(tensors, hidden, order)
-        return model.layout.join(tensors)
+        return model.layout.flatten(tensors)
 
-    by_tensor, by_weight = Standardiser.by_tensor(weights, model.layout), Standardiser.fit(weights, model.layout)
+    by_tensor, by_weight = standardiser_by_tensor(weights, model.layout), Standardiser.fit(weights, model.layout)
     assert (by_tensor.forward(scrambled) - moved(by_tensor.forward(weights))).abs().max() < 1e-12
     assert (by_weight.forward(scrambled) - moved(by_weight.forward(weights))).abs().max() > 0.1
     assert (by_tensor.inverse(by_tensor.forward(weights)) - weights).abs().max() < 1e-12

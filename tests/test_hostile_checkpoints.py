@@ -40,7 +40,7 @@ class Plain(torch.nn.Module):
 
 PLAIN = ModuleClassifier("plain", (1, 2, 2), Plain)
 STATE = PLAIN.layout.state_dict(torch.linspace(-1, 1, PLAIN.layout.size))
-VECTOR = PLAIN.layout.join(STATE)
+VECTOR = PLAIN.layout.flatten(STATE)
 
 
 def outcome(call):

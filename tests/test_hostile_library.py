@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from flownlib.baselines import Gaussian, Noise, Retrieval, Soup
 from flownlib.chapters.shared import CanonicalZoo
-from flownlib.encoders import PCA, WeightSpace
-from flownlib.evaluation import Reference, compare
+from flownlib.chapters.shared_methods import variant
+from flownlib.encoders import WeightSpace
+from flownlib.evaluation import ReferenceSet, compare
 from flownlib.extensions.audit import audit, table_of
 from flownlib.extensions.diffusion import LatentDiffusion
+from flownlib.extensions.pca import PCA
 from flownlib.extensions.regression import HyperNetwork, KernelDensity
-from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator, variant
+from flownlib.generators import FlowGenerator, FlowTraining
 from flownlib.networks import Classifier, Linear
 from flownlib.scoring import Split, Task, score
 from flownlib.speed import lanes
@@ -409,7 +410,9 @@ def test_one_network_again_and_again_is_neither_an_average_nor_the_zoo():
 
 
 def test_methods_of_one_name_are_not_merged():
-    references = {name: Reference.of(one, ZOO.train, ZOO.held_out, WeightSpace.fit(ZOO.train)) for name, one in TASKS.items()}
+    references = {
+        name: ReferenceSet.of(one, ZOO.train, ZOO.held_out, WeightSpace.fit(ZOO.train)) for name, one in TASKS.items()
+    }
     one, other = GENERATORS[0], Given(networks(3).weights, "retrieval")
     with pytest.raises(ValueError, match="methods of different names.*rename 'retrieval'"):
         compare([one, other], references, CONTEXTS, ZOO.held_out, 8, 0)

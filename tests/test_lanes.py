@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from flownlib import networks
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.networks import Classifier, Conv, Linear, cnn_embed, cnn_medium, cnn_small, mlp
 from flownlib.scoring import Split, logits_of, score
@@ -190,11 +189,11 @@ def test_the_choice_can_be_made_by_environment_and_bad_names_are_refused(monkeyp
 
 def test_group_size_fits_the_cache_and_takes_all_on_a_gpu(monkeypatch):
     weights = torch.zeros(300, 2464)
-    strided, pooled = (networks.group_size(cnn_small(strided=s), 50, weights) for s in (True, False))
+    strided, pooled = (backends.group_size(cnn_small(strided=s), 50, weights) for s in (True, False))
     assert 1 <= pooled < strided <= 64
-    assert networks.group_size(cnn_small(), 50, torch.zeros(300, 2464, device="meta")) == 300
+    assert backends.group_size(cnn_small(), 50, torch.zeros(300, 2464, device="meta")) == 300
     monkeypatch.setenv("FLOWN_GROUP", "5")
-    assert networks.group_size(cnn_small(), 50, weights) == 5
+    assert backends.group_size(cnn_small(), 50, weights) == 5
 
 
 @needs_compiler

@@ -69,13 +69,13 @@ def space(request) -> LoRA:
 
 def regauged(space: LoRA, latents: torch.Tensor, seed: int = 2) -> torch.Tensor:
     """Other latents of the same networks: (B G, G⁻¹ A), where each layer and network has a G of singular values from 1 to 3."""
-    parts, r = space.latent_layout.views(space.standardiser.inverse(latents)), space.rank
+    parts, r = space.latent_layout.unflatten(space.standardiser.inverse(latents)), space.rank
     for number, name in enumerate(space.factored):
         random = torch.randn(2, len(latents), r, r, generator=generator(seed + number), dtype=latents.dtype)
         left, right = torch.linalg.qr(random)[0]
         gauge = left @ torch.diag(torch.linspace(-3, -1, r, dtype=latents.dtype)) @ right
         parts |= {f"{name}.B": parts[f"{name}.B"] @ gauge, f"{name}.A": torch.linalg.solve(gauge, parts[f"{name}.A"])}
-    return space.standardiser.forward(space.latent_layout.join(parts))
+    return space.standardiser.forward(space.latent_layout.flatten(parts))
 
 
 def test_the_canonical_form_is_the_same_in_every_gauge(space: LoRA):
@@ -89,9 +89,9 @@ def test_the_canonical_form_is_the_same_in_every_gauge(space: LoRA):
 
 def test_another_network_has_another_canonical_form(space: LoRA):
     latents = some_latents(space)
-    parts = dict(space.latent_layout.views(latents.clone()))
+    parts = dict(space.latent_layout.unflatten(latents.clone()))
     parts[f"{space.factored[0]}.B"] = 1.5 * parts[f"{space.factored[0]}.B"]  # without A / 1.5: no gauge transformation
-    other = space.latent_layout.join(parts)
+    other = space.latent_layout.flatten(parts)
     assert (space.decode(other) - space.decode(latents)).abs().max() > 1e-2
     assert (space.canonical(other) - space.canonical(latents)).abs().max() > 1e-2
 
@@ -107,7 +107,7 @@ def test_encode_inverts_decode_up_to_the_gauge(space: LoRA):
 
 def test_canonical_factors_are_balanced_ordered_and_signed():
     space = a_space()
-    parts = space.latent_layout.views(space.canonical(some_latents(space)))
+    parts = space.latent_layout.unflatten(space.canonical(some_latents(space)))
     for name in space.factored:
         b, a = parts[f"{name}.B"], parts[f"{name}.A"]
         gram = b.mT @ b
@@ -121,7 +121,7 @@ def test_decoding_is_w0_plus_ba_and_leaves_the_rest():
     space = a_space(factored=("conv2.weight",), whole=("fc2.bias",))
     latents = some_latents(space, 2)
     b, a, bias = latents[1, :96].view(32, 3), latents[1, 96 : 96 + 432].view(3, 144), latents[1, 528:]
-    before, after = CNN.layout.views(space.base), CNN.layout.views(space.decode(latents)[1])
+    before, after = CNN.layout.unflatten(space.base), CNN.layout.unflatten(space.decode(latents)[1])
     torch.testing.assert_close(after["conv2.weight"].flatten(1) - before["conv2.weight"].flatten(1), b @ a, atol=1e-12, rtol=0)
     torch.testing.assert_close(after["fc2.bias"] - before["fc2.bias"], bias, atol=1e-12, rtol=0)
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"conv2.weight", "fc2.bias"}
@@ -132,8 +132,8 @@ def test_decoding_is_w0_plus_ba_and_leaves_the_rest():
 def test_encoding_is_the_best_approximation_of_its_rank(rank: int):
     """What is left of a change are its later singular values (Eckart and Young 1936)."""
     space, networks = a_space(rank=rank), CNN.initialise(2, generator(3), torch.float64)
-    left = CNN.layout.views(networks - space.decode(space.encode(networks)))
-    change = CNN.layout.views(networks - space.base)
+    left = CNN.layout.unflatten(networks - space.decode(space.encode(networks)))
+    change = CNN.layout.unflatten(networks - space.base)
     for name in space.factored:
         values = torch.linalg.svdvals(change[name].flatten(2))
         torch.testing.assert_close(left[name].flatten(1).norm(dim=1), values[:, rank:].norm(dim=1), atol=1e-10, rtol=0)
@@ -144,7 +144,7 @@ def test_latents_are_of_unit_scale_where_the_space_was_fitted():
     space = a_space()
     networks = space.decode(0.01 * some_latents(space, 50))
     latents = space.standardised(networks).encode(networks)
-    parts = space.latent_layout.views(latents)
+    parts = space.latent_layout.unflatten(latents)
     assert latents.mean(0).abs().max() < 1e-9 and space.encode(networks).std() < 0.1
     assert all(part.square().mean().item() == pytest.approx(1, abs=1e-6) for part in parts.values())
 
@@ -173,7 +173,9 @@ def test_adapting_starts_at_the_base_and_is_a_plain_loop_for_each_task():
     assert torch.equal(space.decode(start), space.base.expand(3, -1)) and start.unique(dim=0).shape == start.shape
     together = space.decode(adapt(CNN, space, start, data, orders, rate)[-1])
     for task in range(3):
-        parameters = {name: tensor[task].clone().requires_grad_() for name, tensor in space.latent_layout.views(start).items()}
+        parameters = {
+            name: tensor[task].clone().requires_grad_() for name, tensor in space.latent_layout.unflatten(start).items()
+        }
         optimizer, module = torch.optim.Adam(parameters.values(), lr=rate), CNN.module().double()
         for batch in orders[task]:
             weights = CNN.layout.state_dict(space.base)
@@ -186,7 +188,7 @@ def test_adapting_starts_at_the_base_and_is_a_plain_loop_for_each_task():
             optimizer.zero_grad()
             F.cross_entropy(torch.func.functional_call(module, weights, (data.x[batch],)), data.y[batch]).backward()
             optimizer.step()
-        latest = space.latent_layout.join({name: tensor.detach()[None] for name, tensor in parameters.items()})
+        latest = space.latent_layout.flatten({name: tensor.detach()[None] for name, tensor in parameters.items()})
         torch.testing.assert_close(space.decode(latest)[0], together[task], atol=1e-9, rtol=0)
 
 
@@ -197,7 +199,7 @@ def test_adapting_learns_each_task():
         x, y = data.x[40 * task : 40 * task + 40], data.y[40 * task : 40 * task + 40]
         right = score(CNN, torch.stack([space.base, after[task]]), x, y).accuracy
         assert right[1] > right[0] + 0.5
-    changed = CNN.layout.views(after[0] - space.base)
+    changed = CNN.layout.unflatten(after[0] - space.base)
     assert all(torch.linalg.matrix_rank(changed[name].flatten(1), rtol=1e-8) == 1 for name in space.factored)
 
 
@@ -248,7 +250,7 @@ def test_a_space_that_cannot_be_is_refused(choice: dict, message: str):
 
 def test_resnet_by_layer_name():
     model = resnet18()
-    base = model.layout.join({name: tensor.detach() for name, tensor in model.template.named_parameters()})
+    base = model.layout.flatten({name: tensor.detach() for name, tensor in model.template.named_parameters()})
     space = LoRA.of(model.layout, base, 2, ("layer4.*.conv*.weight",), ("fc.*",))
     # 2 (512 + 256 · 9) for the first of four convolutions, 2 (512 + 512 · 9) for the others, and the head
     assert space.latent_dim == 2 * (512 + 2304) + 3 * 2 * (512 + 4608) + 5130

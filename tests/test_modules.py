@@ -194,7 +194,7 @@ def test_modules_as_people_have_them_run_and_train_exactly(build):
             name: g if g is not None else torch.zeros(shape)
             for (name, g), shape in zip(gradients.items(), model.layout.shapes, strict=True)
         }
-        assert torch.allclose(model.layout.join(known), gradient[row], atol=1e-4)
+        assert torch.allclose(model.layout.flatten(known), gradient[row], atol=1e-4)
     own_images = torch.stack([x, x.flip(0), -x])
     assert torch.allclose(model.forward(weights, own_images)[1], logits[1].flip(0), atol=1e-5)
     assert "Batched" not in repr(vars(model.template))  # nothing of a batched run stays behind

@@ -9,15 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from flownlib.baselines import Retrieval
 from flownlib.chapters import c07_own, shared_resnet
-from flownlib.encoders import PCA, reconstruct
+from flownlib.encoders import reconstruct
 from flownlib.extensions.audit import audit
 from flownlib.extensions.checkpoints.folders import import_checkpoints
 from flownlib.extensions.checkpoints.reading import CheckpointError
 from flownlib.extensions.checkpoints.writing import export_checkpoints
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.modules import ModuleClassifier
-from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator
+from flownlib.extensions.pca import PCA
+from flownlib.generators import FlowGenerator, FlowTraining
 from flownlib.harness.cache import cached_folder
 from flownlib.scoring import score
 from flownlib.speed.loops import train_many
@@ -72,7 +72,7 @@ def write_runs(folder, model, images, runs=9, epochs=(4, 8)) -> torch.Tensor:
                 state["norm.running_mean"] = torch.full((12,), run / 100)
             (folder / f"run_{run}").mkdir(parents=True, exist_ok=True)
             torch.save(state, folder / f"run_{run}" / f"epoch_{epoch}.pt")
-            last += [model.layout.join(state)] if epoch == epochs[-1] else []
+            last += [model.layout.flatten(state)] if epoch == epochs[-1] else []
     return torch.stack(last)
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from flownlib.context import CAMLContext
+from flownlib.chapters.shared_methods import variant
 from flownlib.encoders import WeightSpace
+from flownlib.extensions.caml import CAMLContext
 from flownlib.extensions.diffusion import LatentDiffusion, NoiseSchedule, reverse
 from flownlib.extensions.regression import HyperNetwork, KernelDensity
-from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator, variant
+from flownlib.generators import FlowGenerator, FlowTraining
 
 
 def test_noise_schedule_is_that_of_ho_et_al():
@@ -139,16 +139,17 @@ def test_flow_generators_take_their_choices_by_name(two_tasks, choice):
 
 
 def test_likelihoods_need_a_prior_with_a_density(two_tasks):
-    from flownlib.generators import FreshNetworks
+    from flownlib.extensions.fresh_networks import FreshNetworks
+    from flownlib.extensions.likelihood import latent_log_likelihood
 
     zoo, contexts, space = two_tasks
     training = FlowTraining(steps=2, batch_size=8)
     y = contexts[zoo.tasks[0]][0]
     flow = FlowGenerator(space, width=16, training=training).fit(zoo, contexts, 0)
-    assert flow.log_likelihood(zoo.weights[:2], y, torch.Generator().manual_seed(0)).isfinite().all()
+    assert latent_log_likelihood(flow, zoo.weights[:2], y, torch.Generator().manual_seed(0)).isfinite().all()
     fresh = FlowGenerator(space, width=16, training=training, prior=FreshNetworks(zoo.model, space)).fit(zoo, contexts, 0)
     with pytest.raises(ValueError, match="FreshNetworks has none"):
-        fresh.log_likelihood(zoo.weights[:2], y, torch.Generator().manual_seed(0))
+        latent_log_likelihood(fresh, zoo.weights[:2], y, torch.Generator().manual_seed(0))
 
 
 def test_the_tuned_settings_are_those_with_the_best_validation_accuracy():

@@ -9,10 +9,10 @@ from module_examples import ResidualBlock, residual_classifier, resnet18
 from torch import nn
 
 from flownlib.extensions.modules import ModuleClassifier
-from flownlib.extensions.traced_symmetry import of_module
+from flownlib.extensions.traced_symmetry import Norm, of_module
 from flownlib.networks import CLASSIFIERS, Classifier, cnn_small, mlp
 from flownlib.symmetry import Aligner, balance, match, permute, rescale
-from flownlib.weights import Axis, Group, Norm, Rescaling, Symmetries
+from flownlib.weights import Axis, Group, Rescaling, Symmetries
 from flownlib.zoo import Zoo
 
 
@@ -46,7 +46,7 @@ def flattened():
     return nn.Sequential(nn.Conv2d(1, 6, 5, 4), nn.Flatten(), nn.BatchNorm1d(54), nn.ReLU(), nn.Linear(54, 10))
 
 
-CHAINS = [make() for make in CLASSIFIERS.values()] + [mlp((16, 12))]
+CHAINS = [*CLASSIFIERS.values(), mlp((16, 12))]
 RESIDUAL = [residual_classifier(), residual_classifier(4, 4)]
 MIXED = ModuleClassifier("mixed", (1, 14, 14), mixed, statistics=True)
 FLATTENED = ModuleClassifier("flattened", (1, 14, 14), flattened, statistics=True)
@@ -58,11 +58,11 @@ def generic(model, n, generator):
     """Networks [n, p] in float64 without anything special about them, their batch norms' statistics included."""
     if isinstance(model, Classifier):
         return model.initialise(n, generator, torch.float64) * 2
-    tensors = model.layout.views(model.initialise(n, generator, torch.float64))
+    tensors = model.layout.unflatten(model.initialise(n, generator, torch.float64))
     for name, tensor in tensors.items():
         noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
         tensors[name] = 0.05 + 3 * noise if "running_var" in name else tensor + 0.4 * (noise - 0.5)
-    return model.layout.join(tensors)
+    return model.layout.flatten(tensors)
 
 
 def networks(model, n=3):
@@ -77,14 +77,14 @@ def orders(m, group, generator):
 
 def scrambled(model, weights, generator):
     """The same functions with the units of every group in random order."""
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     for group in model.symmetries.groups:
         tensors = permute(tensors, group, orders(len(weights), group, generator))
-    return model.layout.join(tensors)
+    return model.layout.flatten(tensors)
 
 
 def change(model, tensors, weights, x):
-    return (model.forward(model.layout.join(tensors), x) - model.forward(weights, x)).abs().max()
+    return (model.forward(model.layout.flatten(tensors), x) - model.forward(weights, x)).abs().max()
 
 
 @each_model
@@ -101,7 +101,7 @@ def test_functions_are_unchanged(model):
 @each_model
 def test_a_group_moves_all_of_its_axes_or_none(model):
     weights, x, generator = networks(model, 1)
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     for group in model.symmetries.groups:
         order = orders(1, group, generator).roll(1, dims=1)
         assert change(model, permute(tensors, group, order), weights, x) < 1e-10
@@ -113,7 +113,7 @@ def test_a_group_moves_all_of_its_axes_or_none(model):
 @each_model
 def test_a_rescaling_multiplies_and_divides(model):
     weights, x, generator = networks(model, 1)
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     for rescaling in model.symmetries.rescalings:
         scale = 0.5 + torch.rand(1, rescaling.multiplied[0].units(tensors).shape[2], generator=generator, dtype=torch.float64)
         assert change(model, rescale(tensors, rescaling, scale), weights, x) < 1e-10
@@ -134,7 +134,7 @@ def test_matching_undoes_a_permutation(model):
 @each_model
 def test_balancing_undoes_rescalings(model):
     weights, _, generator = networks(model)
-    known, tensors = model.symmetries, model.layout.views(weights)
+    known, tensors = model.symmetries, model.layout.unflatten(weights)
     for rescaling in known.rescalings[:1]:
         units = rescaling.multiplied[0].units(tensors).shape[2]
         tensors = rescale(tensors, rescaling, 0.5 + torch.rand(3, units, generator=generator, dtype=torch.float64))
@@ -146,7 +146,7 @@ def test_balancing_undoes_rescalings(model):
         for axis in norm.multiplied:
             shape = (*scale.shape, *[1] * (tensors[axis.tensor].dim() - 2))
             tensors[axis.tensor] = tensors[axis.tensor] * scale.view(shape)
-    moved = model.layout.join(tensors)
+    moved = model.layout.flatten(tensors)
     assert (moved - weights).norm() > 1e-1
     assert (balance(model, weights, rounds=60) - balance(model, moved, rounds=60)).abs().max() < 1e-3
 
@@ -154,7 +154,7 @@ def test_balancing_undoes_rescalings(model):
 @pytest.mark.parametrize("model", [*CHAINS, *RESIDUAL], ids=lambda model: model.name)
 def test_balancing_equalises_norms_and_variances(model):
     weights, _, _ = networks(model)
-    known, tensors = model.symmetries, model.layout.views(balance(model, weights, rounds=200))
+    known, tensors = model.symmetries, model.layout.unflatten(balance(model, weights, rounds=200))
     for rescaling in known.rescalings:
         into, out = (
             sum(axis.units(tensors).square().sum((1, 3)) for axis in axes) for axes in (rescaling.multiplied, rescaling.divided)
@@ -167,13 +167,13 @@ def test_balancing_equalises_norms_and_variances(model):
 def test_a_dead_channel_keeps_a_finite_scale_and_a_variance():
     model = RESIDUAL[0]
     weights, x, _ = networks(model, 1)
-    tensors = {name: tensor.clone() for name, tensor in model.layout.views(weights).items()}
+    tensors = {name: tensor.clone() for name, tensor in model.layout.unflatten(weights).items()}
     tensors["1.running_var"][0, :2] = torch.tensor([0.0, 1e-7])
-    weights = model.layout.join(tensors)
+    weights = model.layout.flatten(tensors)
     balanced = balance(model, weights, rounds=1)
     before = model.forward(weights, x)
     assert (model.forward(balanced, x) - before).abs().max() < 1e-10 * before.abs().max()
-    found = model.layout.views(balanced)
+    found = model.layout.unflatten(balanced)
     assert found["1.running_var"].min() >= 0
     assert found["0.weight"].abs().max() <= 100 * tensors["0.weight"].abs().max()
 
@@ -293,10 +293,10 @@ def around_one_base(model, n, scale, generator):
     """A zoo of n networks around one base, in the order of the base's units."""
     base = generic(model, 1, generator)
     weights = base + scale * torch.randn(n, base.shape[1], generator=generator, dtype=torch.float64)
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     positive = {name: tensor.abs() for name, tensor in tensors.items() if "running_var" in name}
     table = pd.DataFrame({"task": ["a", "b"] * (n // 2), "seed": range(n)})
-    return Zoo(model.layout.join(tensors | positive), table, model)
+    return Zoo(model.layout.flatten(tensors | positive), table, model)
 
 
 @pytest.mark.parametrize("reference", ["task", "joint"])

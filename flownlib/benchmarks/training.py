@@ -63,7 +63,7 @@ def vmap_steps(model: Classifier, weights: Tensor, data: Split, orders: Tensor) 
     module = model.module().to(weights.device)
     weights = weights.clone().requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=3e-3, fused=True)
-    batched = vmap(lambda vector, x: functional_call(module, model.layout.views(vector), (x,)))
+    batched = vmap(lambda vector, x: functional_call(module, model.layout.unflatten(vector), (x,)))
     for batch in orders.unbind(1):
         logits = batched(weights, data.x[batch])
         loss = F.cross_entropy(logits.flatten(0, 1), data.y[batch].flatten(), reduction="sum") / batch.shape[1]

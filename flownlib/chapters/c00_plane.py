@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flownlib.checks import check_count
 from flownlib.evaluation import distances
+from flownlib.weights import check_count
 
 NOISE = 0.5  # standard deviation of the noise on every observed y
 POINTS = 24  # observations in one network's own training sample

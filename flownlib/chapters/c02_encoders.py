@@ -12,10 +12,11 @@ from torch import Tensor
 from flownlib.chapters import shared
 from flownlib.chapters.records import Records
 from flownlib.chapters.shared import autoencoders
-from flownlib.encoders import PCA, Encoder, WeightSpace, reconstruct
+from flownlib.encoders import Encoder, WeightSpace, reconstruct
 from flownlib.extensions.distilled_lora import DistilledLoRA
 from flownlib.extensions.graph_widths import at_width, train_on_widths
 from flownlib.extensions.lora import LoRA
+from flownlib.extensions.pca import PCA
 from flownlib.harness.memo import memo
 from flownlib.harness.profiles import Profile
 from flownlib.scoring import Task, score
@@ -196,5 +197,5 @@ def run_seed(seed: int, settings: Profile) -> list[dict]:
 
 
 def run_refined(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: what was made to answer what the comparison left open, where it did; and graphs of several widths."""
+    """Raw records of one seed: what was made to answer what the comparison left open, and graphs of several widths."""
     return compare(REFINED, seed, settings) + compare_widths(seed, settings)

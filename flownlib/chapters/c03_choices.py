@@ -6,12 +6,13 @@ import torch
 
 from flownlib.chapters import shared as recipes
 from flownlib.chapters.c03_generation import CHOICES, chosen_flow
-from flownlib.chapters.shared_methods import Setup, caml_flow, setup
-from flownlib.evaluation import judge
-from flownlib.generators import Contexts, FlowGenerator, others, variant
+from flownlib.chapters.shared_methods import Setup, caml_flow, setup, variant, wrong_contexts
+from flownlib.context import Contexts
+from flownlib.evaluation import evaluate
+from flownlib.flow import Trajectory
+from flownlib.generators import FlowGenerator
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
-from flownlib.solvers import Trajectory
 
 STEPS = (1, 2, 4, 16)
 SAMPLES = 24  # networks a task
@@ -29,7 +30,7 @@ def asked(flow: FlowGenerator, made: Setup, contexts: Contexts, steps: int) -> l
     for number, (name, reference) in enumerate(made.references.items()):
         x_0 = flow.prior.sample(SAMPLES, seeded(made.seed, number))
         trajectory = chosen.trajectory(x_0, contexts[name][0])
-        measures = judge(flow.encoder.decode(trajectory.x_1), reference).measures()
+        measures = evaluate(flow.encoder.decode(trajectory.x_1), reference).measures()
         rows.append({q: measures[q] for q in ("test_accuracy_mean", "spread")} | {"straightness": straightness(trajectory)})
     return rows
 
@@ -52,7 +53,7 @@ def run_seed(seed: int, settings: Profile) -> list[dict]:
         if name == "plain":
             for weight in (0.0, 2.0):
                 add(variant(flow, guidance=weight), f"guidance_{weight:g}", made.fresh, 4)
-            add(flow, "wrong_context", others(made.fresh), 4)
+            add(flow, "wrong_context", wrong_contexts(made.fresh), 4)
     pixels, shot = recipes.image_features(made.tasks), settings.support_per_class
     contexts = recipes.support_contexts(pixels, made.tasks, shot, 32, seed)
     fresh = recipes.support_contexts(pixels, made.tasks, shot, 1, 1_000 + seed)

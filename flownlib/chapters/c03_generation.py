@@ -7,14 +7,28 @@ import time
 import pandas as pd
 import torch
 
-from flownlib.baselines import all_nulls
+from flownlib.baselines import all_baselines
 from flownlib.chapters import shared
 from flownlib.chapters.records import Records
-from flownlib.chapters.shared_methods import GRID, KINDS, Choice, Setup, caml_flow, fitted, make, setup, tuned, vae_of
+from flownlib.chapters.shared_methods import (
+    GRID,
+    KINDS,
+    Choice,
+    Setup,
+    caml_flow,
+    fitted,
+    make,
+    setup,
+    tuned,
+    vae_of,
+    variant,
+    wrong_contexts,
+)
 from flownlib.encoders import WeightSpace
-from flownlib.evaluation import MEASURES, compare, judge
+from flownlib.evaluation import MEASURES, compare, evaluate
+from flownlib.extensions.fresh_networks import FreshNetworks
 from flownlib.flow import GaussianPrior
-from flownlib.generators import FlowGenerator, FreshNetworks, Generator, others, variant
+from flownlib.generators import FlowGenerator, Generator
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import score
@@ -78,7 +92,7 @@ def tune_seed(seed: int, settings: Profile) -> list[dict]:
 def contenders(experiment: Setup) -> tuple[list[Generator], dict[str, float]]:
     """Every method with its chosen settings, its variants and every null, fitted; and the seconds that each fit took."""
     timed = {method: fitted(make(method, experiment, tuned(experiment.kind, method)), experiment) for method in GRID}
-    timed |= {null.name: fitted(null, experiment) for null in all_nulls()}
+    timed |= {null.name: fitted(null, experiment) for null in all_baselines()}
     methods = {name: generator for name, (generator, _) in timed.items()}
     variants = [
         variant(methods["latent_flow"], name="latent_flow_1_step", steps=1),
@@ -108,10 +122,10 @@ def run_kind(experiment: Setup) -> list[dict]:
     more = [compare([caml], references, experiment.fresh_support, held_out, n, experiment.seed)]
     # each task's samples are asked for with the context of the next one
     wrong = variant(generators[0], name="latent_flow_wrong_context")
-    more.append(compare([wrong], references, others(experiment.fresh), held_out, n, experiment.seed))
+    more.append(compare([wrong], references, wrong_contexts(experiment.fresh), held_out, n, experiment.seed))
     table = pd.concat([table, *(other[other["method"] != "zoo_held_out"] for other in more)])
     best = {
-        name: judge(experiment.zoo.train.task(name).weights, reference).measures() for name, reference in references.items()
+        name: evaluate(experiment.zoo.train.task(name).weights, reference).measures() for name, reference in references.items()
     }
     records = records_of(table, {name: row["test_accuracy_best_by_validation"] for name, row in best.items()}, experiment)
     for generator in generators:

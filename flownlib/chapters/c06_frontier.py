@@ -20,13 +20,14 @@ from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup
 from flownlib.chapters import shared
 from flownlib.chapters.records import Records
 from flownlib.chapters.shared_methods import KINDS, Setup, fitted, setup
-from flownlib.encoders import PCA, WeightSpace
-from flownlib.evaluation import HELD_OUT, MEASURES, judge
+from flownlib.context import Contexts, mean_contexts, nearest_task
+from flownlib.encoders import WeightSpace
+from flownlib.evaluation import HELD_OUT, MEASURES, evaluate
 from flownlib.extensions.activations import ActivationMatched
 from flownlib.extensions.correction import Corrected, CorrectorTraining, FreshTraining
 from flownlib.extensions.frontier import criteria, margin, points
-from flownlib.flow import FlowTraining
-from flownlib.generators import Contexts, FlowGenerator, Generator, mean_contexts, nearest_task
+from flownlib.extensions.pca import PCA
+from flownlib.generators import FlowGenerator, FlowTraining, Generator
 from flownlib.harness.profiles import Profile
 from flownlib.networks import Classifier
 from flownlib.optimisation import seeded
@@ -124,7 +125,7 @@ def judged(start: Generator, experiment: Setup) -> list[dict]:
         trained = time.process_time()
         for share, networks in zip(shares, stages, strict=True):
             seconds = (sampled - begun + (trained - sampled) * share / shares[-1]) / n
-            measures = judge(networks, reference).measures()
+            measures = evaluate(networks, reference).measures()
             rows.append({"method": start.name, "task": name, "share": share, "seconds_sample": seconds, **measures})
     return rows
 
@@ -133,7 +134,7 @@ def run_kind(experiment: Setup) -> list[dict]:
     """Raw records of one seed and one kind of zoo."""
     rows = []
     for name, reference in experiment.references.items():
-        measures = judge(experiment.zoo.held_out.task(name).weights, reference, reference.training).measures()
+        measures = evaluate(experiment.zoo.held_out.task(name).weights, reference, reference.training).measures()
         rows.append({"method": HELD_OUT, "task": name, "share": 1.0, **measures})
     seconds = {}
     for name, start in starts(experiment).items():

@@ -14,17 +14,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flownlib.baselines import all_nulls
+from flownlib.baselines import all_baselines
 from flownlib.chapters.records import Records
 from flownlib.chapters.shared import CanonicalZoo
 from flownlib.chapters.shared_resnet import Example, base_checkpoint, colour_task, own_model, split_sizes
-from flownlib.encoders import PCA, WeightSpace, reconstruct
-from flownlib.evaluation import MEASURES, Reference, compare
+from flownlib.context import Contexts
+from flownlib.encoders import WeightSpace, reconstruct
+from flownlib.evaluation import MEASURES, ReferenceSet, compare
 from flownlib.extensions.checkpoints.folders import import_checkpoints
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.modules import ModuleClassifier
-from flownlib.flow import FlowTraining
-from flownlib.generators import Contexts, FlowGenerator, Generator
+from flownlib.extensions.pca import PCA
+from flownlib.generators import FlowGenerator, FlowTraining, Generator
 from flownlib.harness.cache import cached_folder
 from flownlib.harness.folders import disk_trouble
 from flownlib.harness.profiles import Profile
@@ -100,7 +101,7 @@ class OwnSetup:
     zoo: CanonicalZoo
     task: Task
     contexts: Contexts
-    reference: Reference
+    reference: ReferenceSet
 
 
 def setup(settings: Profile, seed: int, example: Example) -> OwnSetup:
@@ -162,7 +163,7 @@ def ready(zoo: Zoo, task: Task, held_out: int) -> OwnSetup:
             )
     train, unseen = zoo.split(held_out)
     _check_enough(train)
-    reference = Reference.of(task, train, unseen, WeightSpace.fit(train))
+    reference = ReferenceSet.of(task, train, unseen, WeightSpace.fit(train))
     return OwnSetup(CanonicalZoo(train, unseen, None), task, {task.name: torch.zeros(2, 1)}, reference)
 
 
@@ -181,7 +182,7 @@ def generators(settings: Profile, train: Zoo) -> list[Generator]:
     training, most = FlowTraining(settings.flow_steps, settings.flow_batch), len(train) - 1
     encoders = {"flow_few": PCA.fit(train, min(FEW, most)), "flow_all": PCA.fit(train, most, whiten=False)}
     flows = [FlowGenerator(space, name, "x_1", settings.flow_width, training) for name, space in encoders.items()]
-    return [*all_nulls(), *flows]
+    return [*all_baselines(), *flows]
 
 
 def compared(name: str, own: OwnSetup, settings: Profile, seed: int) -> list[dict]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flownlib.context import PCAFeatures, set_mean_context
-from flownlib.encoders import PCA, Encoder, WeightSpace
-from flownlib.evaluation import Reference
-from flownlib.extensions import graph_encoder, weight_tokens  # noqa: F401 (they register their architectures)
-from flownlib.extensions.backbone import Backbone, TorchvisionFeatures, torchvision_features, train_backbone
-from flownlib.flow import FlowTraining
-from flownlib.generators import FlowGenerator
+from flownlib.context import set_mean_context
+from flownlib.encoders import Encoder, WeightSpace
+from flownlib.evaluation import ReferenceSet
+from flownlib.extensions import graph_encoder, linear_vae, weight_tokens  # noqa: F401 (they register their architectures)  # noqa: F401 (they register their architectures)
+from flownlib.extensions.backbone import Backbone, PCAFeatures, TorchvisionFeatures, torchvision_features, train_backbone
+from flownlib.extensions.pca import PCA
+from flownlib.generators import FlowGenerator, FlowTraining
 from flownlib.harness.memo import memo, tensors
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
@@ -173,10 +173,10 @@ def latent_flow(settings: Profile, seed: int, progress: bool = False) -> FlowGen
     return generator.fit(zoo.train, contexts, seed)
 
 
-def references(zoo: CanonicalZoo, tasks: Mapping[str, Task]) -> dict[str, Reference]:
+def references(zoo: CanonicalZoo, tasks: Mapping[str, Task]) -> dict[str, ReferenceSet]:
     """What samples are judged against, by task."""
     space = WeightSpace.fit(zoo.train)
-    return {name: Reference.of(task, zoo.train, zoo.held_out, space, zoo.aligner) for name, task in tasks.items()}
+    return {name: ReferenceSet.of(task, zoo.train, zoo.held_out, space, zoo.aligner) for name, task in tasks.items()}
 
 
 def autoencoders(settings: Profile) -> dict[str, VAESettings]:

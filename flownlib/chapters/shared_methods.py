@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -21,16 +22,38 @@ from flownlib.chapters.shared import (
     trained_vae,
     zoo_tasks,
 )
-from flownlib.context import CAMLContext
-from flownlib.encoders import PCA, Encoder, WeightSpace
-from flownlib.evaluation import Reference
+from flownlib.context import Contexts
+from flownlib.encoders import Encoder, WeightSpace
+from flownlib.evaluation import ReferenceSet
+from flownlib.extensions.caml import CAMLContext
 from flownlib.extensions.diffusion import LatentDiffusion
 from flownlib.extensions.neuron_tokens import neuron_tokens
+from flownlib.extensions.pca import PCA
 from flownlib.extensions.regression import HyperNetwork, KernelDensity
-from flownlib.flow import FlowTraining, GaussianPrior
-from flownlib.generators import Contexts, FlowGenerator, Generator
+from flownlib.flow import GaussianPrior
+from flownlib.generators import FlowGenerator, FlowTraining, Generator
 from flownlib.harness.profiles import Profile
 from flownlib.scoring import Task
+
+
+def variant(generator: Any, **changes: Any) -> Any:
+    """The same fitted generator with other fields, e.g. another number of solver steps; the given one is not changed.
+
+    Raises:
+        ValueError: for a field that it does not have.
+    """
+    other = copy(generator)
+    for name, value in changes.items():
+        if not hasattr(generator, name):
+            raise ValueError(f"{generator.name} has no field {name!r} to change")
+        setattr(other, name, value)
+    return other
+
+
+def wrong_contexts(contexts: Contexts) -> Contexts:
+    """Each task with the contexts of the next one, the last with those of the first, as a control."""
+    names = list(contexts)
+    return {name: contexts[following] for name, following in zip(names, [*names[1:], names[0]], strict=True)}
 
 
 def fitted(generator: Generator, experiment: Setup) -> tuple[Generator, float]:
@@ -57,7 +80,7 @@ class Setup:
     fresh: Contexts
     support: Contexts  # the same support sets as in `contexts`, as features of single images
     fresh_support: Contexts
-    references: dict[str, Reference]
+    references: dict[str, ReferenceSet]
 
 
 def setup(settings: Profile, seed: int, kind: str) -> Setup:

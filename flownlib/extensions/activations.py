@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flownlib.context import Contexts, mean_contexts, nearest_task
 from flownlib.encoders import WeightSpace
-from flownlib.generators import Contexts, Generator, mean_contexts, nearest_task
+from flownlib.generators import Generator
 from flownlib.networks import Classifier, Conv, Linear
 from flownlib.optimisation import seeded
 from flownlib.scoring import Task
@@ -49,7 +50,7 @@ def layer_outputs(layer: Conv | Linear, z: Tensor, n: int) -> Tensor:
 
 def layer_matrices(model: Classifier, weights: Tensor) -> list[Tensor]:
     """Each layer's weights and bias as one matrix [m, units, d + 1]."""
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     return [
         torch.cat([tensors[f"{name}.weight"].flatten(2), tensors[f"{name}.bias"][..., None]], dim=2)
         for name in model.layer_names

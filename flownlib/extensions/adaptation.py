@@ -156,7 +156,7 @@ def retrieve_matched(model: Classifier, zoo: Tensor, episodes: Episodes) -> Tens
 
 def reorder_head(model: Classifier, weights: Tensor, order: Tensor) -> Tensor:
     """Weights [m, p] whose output i is the old output order[i]."""
-    tensors = dict(model.layout.views(weights))
+    tensors = dict(model.layout.unflatten(weights))
     for name in model.layout.names[-2:]:
         tensors[name] = tensors[name][:, order]
-    return model.layout.join(tensors)
+    return model.layout.flatten(tensors)

@@ -22,15 +22,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from flownlib.context import Contexts
 from flownlib.encoders import WeightSpace
-from flownlib.evaluation import HELD_OUT, PERMUTATIONS, Judgement, Reference, check_names, error_overlap, judge
-from flownlib.generators import Contexts, Generator
+from flownlib.evaluation import HELD_OUT, PERMUTATIONS, Evaluation, ReferenceSet, check_names, error_overlap, evaluate
+from flownlib.extensions.likelihood import latent_log_likelihood
+from flownlib.generators import FlowGenerator, Generator
 from flownlib.optimisation import seeded
 from flownlib.scoring import Task
 from flownlib.statistics import Interval, mean_interval
@@ -76,9 +79,9 @@ class Likelihoods:
 class TaskAudit:
     """What was found for one task: the samples, held-out networks measured alike, and what they were measured against."""
 
-    reference: Reference
-    samples: Judgement
-    held_out: Judgement
+    reference: ReferenceSet
+    samples: Evaluation
+    held_out: Evaluation
     level: float  # of each two-sample test
     likelihoods: Likelihoods | None = None
 
@@ -90,7 +93,9 @@ class TaskAudit:
             return VERDICTS[0]
         if samples.nearest.median() < NEAR:
             return VERDICTS[1]
-        if samples.reach < NARROW:
+        n = len(samples.canonical)
+        # how far samples lie from the zoo's mean (root mean square), in units of the zoo's radius; 1 = as networks do
+        if math.hypot(samples.spread * ((n - 1) / n) ** 0.5, samples.offset) < NARROW:
             return VERDICTS[2]
         if samples.spread < NARROW or samples.twins < COPY:
             return VERDICTS[3]
@@ -147,7 +152,7 @@ def audit(
     contexts: Contexts,
     n: int = 64,
     seed: int = 0,
-    references: Mapping[str, Reference] | None = None,
+    references: Mapping[str, ReferenceSet] | None = None,
     likelihood: bool = True,
 ) -> Audit:
     """Sample a fitted generator for every task and say what its networks are: see the table above for the verdicts.
@@ -171,14 +176,14 @@ def audit(
     level = level_of(len(tasks))
     space, audited = WeightSpace.fit(zoo.train), {}
     for number, (name, task) in enumerate(tasks.items()):
-        reference = references[name] if references else Reference.of(task, zoo.train, zoo.held_out, space, zoo.aligner)
+        reference = references[name] if references else ReferenceSet.of(task, zoo.train, zoo.held_out, space, zoo.aligner)
         y = contexts[name][0]
         refuse_too_few(name, n, len(reference.held_out.weights), level)
         drawn = generator.sample(n, y, seeded(seed, number))
         refuse_too_few(name, len(drawn), len(reference.held_out.weights), level)
-        samples = judge(drawn, reference, seed=seed)
-        held_out = judge(zoo.held_out.task(name).weights, reference, reference.training, seed)
-        asked = likelihood and isinstance(generator, HasLikelihood)
+        samples = evaluate(drawn, reference, seed=seed)
+        held_out = evaluate(zoo.held_out.task(name).weights, reference, reference.training, seed)
+        asked = likelihood and isinstance(generator, FlowGenerator | HasLikelihood)
         likelihoods = likelihoods_of(generator, zoo, name, y, seeded(seed, number)) if asked else None
         audited[name] = TaskAudit(reference, samples, held_out, level, likelihoods)
     return Audit(generator.name, audited)
@@ -221,8 +226,12 @@ def table_of(audits: Sequence[Audit]) -> pd.DataFrame:
     return pd.DataFrame([{"method": m, "task": name, **j.measures(), "verdict": verdict} for m, name, j, verdict in judged])
 
 
-def likelihoods_of(generator: HasLikelihood, zoo: SplitZoo, task: str, y: Tensor, probes: torch.Generator) -> Likelihoods:
+def likelihoods_of(
+    generator: FlowGenerator | HasLikelihood, zoo: SplitZoo, task: str, y: Tensor, probes: torch.Generator
+) -> Likelihoods:
     """How likely a generator finds the networks of one task that it was shown, and those that it was not."""
     training, held_out = zoo.train.task(task).weights, zoo.held_out.task(task).weights
-    log_densities = generator.log_likelihood(torch.cat([training, held_out]), y, probes)
-    return Likelihoods(*log_densities.split([len(training), len(held_out)]))
+    of_flow = isinstance(generator, FlowGenerator)
+    log_likelihood = partial(latent_log_likelihood, generator) if of_flow else generator.log_likelihood
+    nats = log_likelihood(torch.cat([training, held_out]), y, probes)
+    return Likelihoods(*nats.split([len(training), len(held_out)]))

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from flownlib.context import PCAFeatures
 from flownlib.optimisation import minimise, seeded_module
+
+
+@dataclass
+class PCAFeatures:
+    """Frozen image features: the first `dim` principal coordinates of the pixels, scaled by the first one's deviation."""
+
+    dim: int = 16
+    mean: Tensor = field(default=None, repr=False)
+    components: Tensor = field(default=None, repr=False)
+
+    def fit(self, images: Tensor, most: int = 4000) -> Self:
+        """Itself, fitted to images [n, c, h, w], of which at most `most`, evenly spaced, are used."""
+        pixels = images[:: max(1, len(images) // most)].flatten(1)
+        self.mean = pixels.mean(0)
+        _, values, axes = torch.linalg.svd(pixels - self.mean, full_matrices=False)
+        self.components = axes[: self.dim] * (len(pixels) - 1) ** 0.5 / values[0]
+        return self
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features [n, dim] of images [n, c, h, w]."""
+        return (x.flatten(1) - self.mean) @ self.components.T
 
 
 class Backbone(nn.Module):

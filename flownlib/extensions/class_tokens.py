@@ -16,8 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.flow import StraightPath, TimeFeatures, flow_matching_loss, velocity_from_x_1
-from flownlib.solvers import integrate
+from flownlib.flow import SMALLEST, StraightPath, TimeFeatures, flow_matching_loss, integrate
+
+
+def velocity_from_x_1(x_1: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The straight path's velocity, of x's shape, towards a predicted end point; 1 - t is kept away from 0."""
+    remaining = (1 - t).clamp(min=SMALLEST).reshape(-1, *[1] * (x.dim() - 1))
+    # v = (x_1 - x) / (1 - t)
+    return (x_1 - x) / remaining
 
 
 class SetBlock(nn.Module):

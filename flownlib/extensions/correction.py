@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib.checks import check_count
+from flownlib.context import Contexts, StandardContexts
 from flownlib.encoders import WeightSpace
 from flownlib.flow import VelocityMLP
-from flownlib.generators import Contexts, Generator, StandardContexts
+from flownlib.generators import Generator
 from flownlib.networks import Classifier
 from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Task
+from flownlib.weights import check_count
 from flownlib.zoo import Zoo
 
 

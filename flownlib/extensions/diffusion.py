@@ -9,11 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flownlib.checks import check_count
+from flownlib.context import Contexts, StandardContexts
 from flownlib.encoders import Encoder
-from flownlib.flow import FlowLog, FlowTraining, PathSample, VelocityMLP, train_flow
-from flownlib.generators import Contexts, StandardContexts, task_numbers
+from flownlib.flow import PathSample, VelocityMLP
+from flownlib.generators import FlowLog, FlowTraining, task_numbers, train_flow
 from flownlib.optimisation import seeded_module
+from flownlib.weights import check_count
 from flownlib.zoo import Zoo
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flownlib.checks import check_count
 from flownlib.extensions.lora import LoRA
 from flownlib.networks import Classifier, classifier
 from flownlib.scoring import Task
 from flownlib.vae import behaviour_distance
-from flownlib.weights import Artifact, Layout
+from flownlib.weights import Artifact, Layout, check_count
 from flownlib.zoo import Zoo
 
 LEARNING_RATE, BATCH = 0.06, 24  # of the distillation, in images at each step

@@ -12,8 +12,8 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from flownlib.context import SupportEncoder, random_labels
 from flownlib.extensions.adaptation import WEIGHT_DECAYS, logistic_head
+from flownlib.extensions.caml import SupportEncoder, random_labels
 from flownlib.extensions.class_tokens import head_logits, query_loss
 from flownlib.extensions.episodes import Episodes, draw_episodes
 from flownlib.extensions.head_gauge import centroid_head, class_means

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flownlib.encoders import Standardiser
 from flownlib.networks import Classifier, Conv
 from flownlib.vae import ARCHITECTURES, Architecture
+from flownlib.weights import Layout
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Graph:
 
     def split(self, weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Flat weights [n, p] → for each layer the edges [n, out, in, numbers] and the biases [n, out]."""
-        tensors = list(self.model.layout.views(weights).values())
+        tensors = list(self.model.layout.unflatten(weights).values())
         sizes = zip(tensors[::2], pairwise(self.units), self.numbers, strict=True)
         edges = [weight.reshape(-1, above, below, numbers) for weight, (below, above), numbers in sizes]
         return edges, tensors[1::2]
@@ -244,6 +245,15 @@ class GraphDecoder(OnGraph):
         return self.graph.join(edges, [bias(features) for bias, features in zip(self.biases, nodes, strict=True)])
 
 
+def standardiser_by_tensor(weights: Tensor, layout: Layout) -> Standardiser:
+    """One mean and one standard deviation for each tensor [p] of networks [n, p], so that hidden units are treated alike."""
+    mean, scale = torch.empty_like(weights[0]), torch.empty_like(weights[0])
+    for place in layout.slices().values():
+        mean[place] = weights[:, place].mean()
+        scale[place] = weights[:, place].std(correction=0).clamp(min=1e-8)
+    return Standardiser(mean, scale)
+
+
 def graph_networks(model: Classifier, node_dim: int, width: int, rounds: int) -> tuple[GraphEncoder, GraphDecoder]:
     """Encoder and decoder for a VAE whose latents are `node_dim` numbers for each hidden and each output unit.
 
@@ -258,6 +268,6 @@ def graph_networks(model: Classifier, node_dim: int, width: int, rounds: int) ->
 
 ARCHITECTURES["graph"] = Architecture(
     lambda model, s: graph_networks(model, s.node_dim, s.width, s.rounds),
-    standardise=Standardiser.by_tensor,
+    standardise=standardiser_by_tensor,
     latent_scale=lambda vae, latents: vae.encoder.channel_statistics(latents),
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flownlib.encoders import Standardiser
+from flownlib.extensions.graph_encoder import standardiser_by_tensor
 from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Task
 from flownlib.vae import VAE, VAESettings, standardise_latents, vae_loss
@@ -24,7 +24,7 @@ def at_width(vae: VAE, zoo: Zoo) -> VAE:
     """
     other = seeded_module(0, lambda: VAE(zoo.model, vae.settings))
     other.encoder, other.decoder = vae.encoder.on(zoo.model), vae.decoder.on(zoo.model)
-    standardiser = Standardiser.by_tensor(zoo.weights, zoo.layout)
+    standardiser = standardiser_by_tensor(zoo.weights, zoo.layout)
     other.mean.copy_(standardiser.mean)
     other.scale.copy_(standardiser.scale)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flownlib.context import SupportEncoder, random_labels
+from flownlib.extensions.caml import SupportEncoder, random_labels
 from flownlib.extensions.class_tokens import (
     ClassTokenVelocity,
     head_logits,

@@ -69,7 +69,7 @@ class LoRA:
                 raise ValueError(f"tensor {name!r} of shape {shape} is no matrix: adapt it whole or not at all")
             if name in in_factored and not 0 <= rank <= min(shape[0], math.prod(shape[1:])):
                 raise ValueError(f"a change of {name!r} has a rank from 0 to {min(shape[0], math.prod(shape[1:]))}, not {rank}")
-        layout.views(base)  # refuses another length
+        layout.unflatten(base)  # refuses another length
         latent_size = _latent_layout(layout, rank, in_factored, in_whole).size
         unscaled = Standardiser(base.new_zeros(latent_size), base.new_ones(latent_size))
         return cls(layout, base, rank, in_factored, in_whole, unscaled)
@@ -97,7 +97,9 @@ class LoRA:
 
     def standardised(self, weights: Tensor) -> LoRA:
         """The same space with latents centred and, for each B, A and whole tensor, of unit scale on adapted networks [n, p]."""
-        return replace(self, standardiser=Standardiser.fit(self.latent_layout.join(self._factors(weights)), self.latent_layout))
+        return replace(
+            self, standardiser=Standardiser.fit(self.latent_layout.flatten(self._factors(weights)), self.latent_layout)
+        )
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents [n, k] that decode to the base: B and whole changes are zero, A is uniform with variance 1 / (3 in)."""
@@ -107,33 +109,33 @@ class LoRA:
             if name.removesuffix(".A") in self.factored:
                 uniform = 2 * torch.rand(n, *shape, generator=generator, dtype=self.base.dtype, device=generator.device) - 1
                 parts[name] += uniform.to(self.base.device) / math.sqrt(shape[1])
-        return self.standardiser.forward(self.latent_layout.join(parts))
+        return self.standardiser.forward(self.latent_layout.flatten(parts))
 
     def encode(self, weights: Tensor) -> Tensor:
         """Latents [n, k] of the weights [n, p] nearest in this space (Eckart and Young 1936), in canonical form."""
-        return self.standardiser.forward(self.latent_layout.join(self._factors(weights)))
+        return self.standardiser.forward(self.latent_layout.flatten(self._factors(weights)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Weights [n, p]."""
-        parts = self.latent_layout.views(self.standardiser.inverse(latents))
-        tensors = self.layout.views(self.base.expand(len(latents), -1))
+        parts = self.latent_layout.unflatten(self.standardiser.inverse(latents))
+        tensors = self.layout.unflatten(self.base.expand(len(latents), -1))
         for name in self.whole:
             tensors[name] = tensors[name] + parts[name]
         for name in self.factored:
             # W = W_0 + B A
             tensors[name] = tensors[name] + (parts[f"{name}.B"] @ parts[f"{name}.A"]).view_as(tensors[name])
-        return self.layout.join(tensors)
+        return self.layout.flatten(tensors)
 
     def canonical(self, latents: Tensor) -> Tensor:
         """The one form [n, k] of all latents that differ by (B, A) → (B G, G⁻¹ A) only; it decodes to the same weights."""
-        parts = self.latent_layout.views(self.standardiser.inverse(latents))
+        parts = self.latent_layout.unflatten(self.standardiser.inverse(latents))
         for name in self.factored:
             parts |= _named(name, *balanced_product(parts[f"{name}.B"], parts[f"{name}.A"]))
-        return self.standardiser.forward(self.latent_layout.join(parts))
+        return self.standardiser.forward(self.latent_layout.flatten(parts))
 
     def _factors(self, weights: Tensor) -> dict[str, Tensor]:
         """B, A and whole changes, not standardised."""
-        changes = self.layout.views(weights - self.base)
+        changes = self.layout.unflatten(weights - self.base)
         parts = {name: changes[name] for name in self.whole}
         for name in self.factored:
             u, s, v = torch.linalg.svd(changes[name].flatten(2), full_matrices=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from flownlib.extensions.module_checks import check_module, first_line, named_tensors
-from flownlib.extensions.traced_symmetry import of_module
+from flownlib.extensions.traced_symmetry import of_module, tensors_of
 from flownlib.optimisation import seeded_module
 from flownlib.weights import Layout, Symmetries
 
@@ -100,7 +100,7 @@ class ModuleClassifier:
                 share a permutation are among its weights.
         """
         symmetries = of_module(self.template)
-        parts = [name for name in self.template.state_dict() if name in symmetries.tensors - set(self.layout.names)]
+        parts = [name for name in self.template.state_dict() if name in tensors_of(symmetries) - set(self.layout.names)]
         if parts:
             raise ValueError(
                 f"units of {self.name} lie along {parts[0]!r} too, which is not among its weights: take all of them, "
@@ -124,7 +124,7 @@ class ModuleClassifier:
     def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
         """The module's whole state dict with this vector [p] as its weights; loads with strict=True."""
         state = {name: t.detach().clone() if isinstance(t, Tensor) else t for name, t in self.template.state_dict().items()}
-        new = self.layout.views(vector)
+        new = self.layout.unflatten(vector)
         return state | {name: new[self.tied[name]].clone() for name in state if self.tied.get(name) in new}
 
     def initialise(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -137,7 +137,7 @@ class ModuleClassifier:
             return self.start().to(dtype).repeat(n, 1)
         rows = []
         for seed in torch.randint(2**62, (n,), generator=generator).tolist():
-            rows.append(self.layout.join(dict(named_tensors(seeded_module(seed, self.build)))).detach())
+            rows.append(self.layout.flatten(dict(named_tensors(seeded_module(seed, self.build)))).detach())
         if all(torch.equal(row.float(), self.start()) for row in rows):
             sentence = f"{self.name} is the same network each time it is built: let `build` set no seed and load nothing"
             if n > 1:
@@ -169,7 +169,7 @@ class ModuleClassifier:
         parts = list(self.template.modules())
         before = [dict(vars(part)) for part in parts]
         try:
-            return functional_call(self.template, rest | self.layout.views(vector), (images,))
+            return functional_call(self.template, rest | self.layout.unflatten(vector), (images,))
         finally:
             for part, attributes in zip(parts, before, strict=True):
                 vars(part).clear()
@@ -177,7 +177,7 @@ class ModuleClassifier:
 
     def start(self) -> Tensor:
         """The template's own weights, float32 [p]."""
-        return self.layout.join(dict(named_tensors(self.template))).detach().float()
+        return self.layout.flatten(dict(named_tensors(self.template))).detach().float()
 
     def candidates(self, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a module that can be weights."""

@@ -170,7 +170,7 @@ def fit_prior(flow: NetworkFlow, zoo: Tensor, zoo_classes: Tensor, pool: Tensor,
 
 def split_head(model: Classifier, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weights [m, p] → bodies [m, p_body], head rows [m, n, d], head bias [m, n]."""
-    tensors = model.layout.views(weights)
+    tensors = model.layout.unflatten(weights)
     return weights[:, : -model.head_size], *(tensors[name] for name in model.layout.names[-2:])
 
 

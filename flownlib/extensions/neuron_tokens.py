@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.flow import PATHS, StraightPath, VelocityNetwork, context_perceptron
+from flownlib.extensions.weight_tokens import token_places
+from flownlib.flow import PATHS, StraightPath, VelocityNetwork
 from flownlib.generators import FlowGenerator
-from flownlib.weights import Layout, token_places
+from flownlib.weights import Layout
 from flownlib.zoo import Zoo
 
 
@@ -36,7 +37,7 @@ class NeuronTokens(VelocityNetwork):
         predicts: str = "x_1",
         path: StraightPath | None = None,
     ) -> None:
-        super().__init__(width, context_perceptron(context_dim, width), predicts, path)
+        super().__init__(width, context_dim, None, predicts, path)
         if context_dim % classes:
             raise ValueError(f"a context of {context_dim} numbers cannot be divided among {classes} classes")
         places = token_places(layout, 0)

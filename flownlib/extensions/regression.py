@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flownlib.checks import check_count
+from flownlib.context import Contexts, StandardContexts, mean_contexts, nearest_task
 from flownlib.encoders import Encoder
-from flownlib.flow import FlowTraining
-from flownlib.generators import Contexts, StandardContexts, mean_contexts, nearest_task, task_numbers
+from flownlib.generators import FlowTraining, task_numbers
 from flownlib.optimisation import minimise, seeded_module
+from flownlib.weights import check_count
 from flownlib.zoo import Zoo
 
 
@@ -47,7 +47,7 @@ class HyperNetwork:
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """The same weight vector n times [n, p]."""
         check_count("the number of networks", n)
-        return self.encoder.decode(self.regressor(self.contexts.standardise(y)[None])).expand(n, -1)
+        return self.encoder.decode(self.regressor(self.contexts.repeated(y, 1))).expand(n, -1)
 
 
 @dataclass

@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from flownlib.weights import Axis, Group, Norm, Rescaling, Symmetries
+from flownlib.symmetry import rescale
+from flownlib.weights import Axis, Group, Rescaling, Symmetries, Tensors
+
+SMALLEST_VARIANCE = 1e-4  # of a channel that is brought to variance one; a dead one keeps a finite scale
 
 Item = TypeVar("Item")
 # what the graph of a module may hold: kinds of modules, functions, and names of tensor methods
@@ -27,6 +30,40 @@ ELEMENTWISE = {
     *(nn.GELU, nn.SiLU, nn.ELU, nn.ReLU6, nn.Softplus, nn.Tanh, nn.Sigmoid, F.gelu, F.silu, F.elu, F.relu6, F.softplus),
     *(torch.tanh, torch.sigmoid),
 }
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer and the batch norm that alone reads it, which divides its scale out again.
+
+    (s a - s mean) / sqrt(s² (variance + epsilon)) = (a - mean) / sqrt(variance + epsilon), so the filters, their bias and
+    the running mean (`multiplied`) can be multiplied by s, if the running variance goes to s² (variance + epsilon) - epsilon.
+    The norm goes on to mean the same in training mode, which it would not if its mean were moved into its bias.
+    """
+
+    multiplied: tuple[Axis, ...]
+    variance: Axis
+    epsilon: float
+
+    def standardise(self, tensors: Tensors) -> Tensors:
+        """The tensors [m, *shape] with each channel rescaled so that its variance, epsilon included, is one.
+
+        With v = variance + epsilon, the new variance v / max(v, SMALLEST_VARIANCE) - epsilon is not negative if the old one
+        is not.
+        """
+        variance = tensors[self.variance.tensor] + self.epsilon
+        scale = variance.clamp(min=SMALLEST_VARIANCE).rsqrt()
+        # variance' + epsilon = s² (variance + epsilon)
+        moved = tensors | {self.variance.tensor: scale.square() * variance - self.epsilon}
+        return rescale(moved, Rescaling(self.multiplied, ()), scale)
+
+
+def tensors_of(symmetries: Symmetries) -> set[str]:
+    """Names of all tensors that an exchange or a rescaling would change."""
+    axes = [axis for group in symmetries.groups for axis in group.axes]
+    axes += [axis for rescaling in symmetries.rescalings for axis in rescaling.multiplied + rescaling.divided]
+    axes += [axis for norm in symmetries.norms for axis in (*norm.multiplied, norm.variance)]
+    return {axis.tensor for axis in axes}
 
 
 def of_module(module: nn.Module) -> Symmetries:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flownlib.vae import ARCHITECTURES, Architecture, Pair
-from flownlib.weights import Layout, token_places
+from flownlib.weights import Layout
 
 
 class TokenTransformer(nn.Module):
@@ -65,6 +65,29 @@ class TokenDecoder(nn.Module):
         """Latents [n, k] → standardised weights [n, p]."""
         tokens = self.head(self.transformer(self.embed(latents.unflatten(1, (self.queries, -1)))))
         return tokens.flatten(1)[:, self.slots]
+
+
+def token_places(layout: Layout, size: int) -> Tensor:
+    """Which weights make up each token, int64 [tokens, length]; p stands for padding.
+
+    With a `size` above zero tokens are chunks of that many neighbours in the flat vector (SANE, Schürholt et al. 2024); with
+    zero every unit is a token: its incoming weights and its bias.
+
+    Raises:
+        ValueError: if tokens shall be units and a tensor is neither a weight nor the bias of one.
+    """
+    p, flat = layout.size, torch.arange(layout.size)
+    if size > 0:
+        return F.pad(flat, (0, -p % size), value=p).view(-1, size)
+    rows, places = [], layout.unflatten(flat)
+    for name in layout.names:
+        bias = places.get(f"{name.removesuffix('.weight')}.bias")
+        if name.endswith(".weight") and bias is not None:
+            rows += torch.cat([places[name].flatten(1), bias[:, None]], dim=1)
+    if sum(map(len, rows)) != p:
+        raise ValueError("units are tokens only where every tensor is a weight or its bias; choose a token_size above zero")
+    longest = max(map(len, rows))
+    return torch.stack([F.pad(row, (0, longest - len(row)), value=p) for row in rows])
 
 
 def tokens(layout: Layout, latent_dim: int, width: int, size: int) -> Pair:

@@ -1,4 +1,4 @@
-"""How much memory what is asked for would take, before anything runs. Estimates of the largest tables; activations come on top."""
+"""How much memory what is asked for would take, before anything runs. Of the largest tables; activations come on top."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ TABLES = [
     ),
     Table("Held-out networks, encoded and decoded", "study_encoders", "02_vae_training", _encoders(), rows=("zoo", "method")),
     Table(
-        "Linear and low-rank encoders asked for behaviour, a VAE with as many latents as the graph encoder, and one graph encoder "
+        "Linear and low-rank encoders asked for behaviour, a VAE with as many latents as the graph encoder, one graph encoder "
         "for perceptrons of several widths",
         "study_refined",
         "study_refined",
@@ -190,7 +190,7 @@ TABLES = [
         rows=("zoo", "method"),
     ),
     Table(
-        "Accuracy with diversity: criteria met, of five, and accuracy over the best null that is as novel and trained no further",
+        "Accuracy with diversity: criteria met, of five, and accuracy over the best baseline as novel, trained no further",
         "study_frontier",
         "study_frontier",
         {"criteria met": {"quantity": "criteria_met"}, "margin": {"quantity": "frontier_margin"}},

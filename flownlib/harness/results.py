@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def record(quantity: str, method: str, setting: Mapping[str, Any], interval: Int
     """
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         raise ValueError(f"{quantity} of {method} has no finite interval: report at least two independent units")
-    made = {"quantity": quantity, "method": method, "setting": dict(setting), **interval.as_record(), "seeds": list(seeds)}
+    bounds = {key: round(number, 5) if isinstance(number, float) else number for key, number in asdict(interval).items()}
+    made = {"quantity": quantity, "method": method, "setting": dict(setting), **bounds, "seeds": list(seeds)}
     check(made)
     return made
 

@@ -1,4 +1,4 @@
-"""Many-seed studies: what one live run of a notebook cannot show. Resumable: a seed that is done for this code is not run again.
+"""Many-seed studies: what one live run of a notebook cannot show. A seed that is done for this code is not run again.
 
 A study is a function (seed, settings) → raw values; this module repeats it over seeds and turns the seeds' means
 into intervals whose unit is the seed.

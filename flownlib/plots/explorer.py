@@ -95,7 +95,7 @@ class Recorder:
             trajectory.t,
             trajectory.x @ self.axes.T,
             score(self.model, weights, test.x[: self.tested], test.y[: self.tested]).accuracy.view(s, n),
-            self.model.layout.views(weights)[f"{self.model.layer_names[0]}.weight"][:, :, 0].unflatten(0, (s, n)),
+            self.model.layout.unflatten(weights)[f"{self.model.layer_names[0]}.weight"][:, :, 0].unflatten(0, (s, n)),
             test.x[chosen, 0],
             test.y[chosen],
             self.model.forward(weights, test.x[chosen]).softmax(-1).unflatten(0, (s, n)),

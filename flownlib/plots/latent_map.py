@@ -73,7 +73,7 @@ def survey(
         pictures.append(split.x[chosen, 0])
         answers.append(split.y[chosen])
         probabilities.append(logits_of(model, decoded, split.x[chosen]).softmax(-1).unflatten(0, (stops, stops)))
-    filters = model.layout.views(decoded)[f"{model.layer_names[0]}.weight"][:, :, 0].unflatten(0, (stops, stops))
+    filters = model.layout.unflatten(decoded)[f"{model.layer_names[0]}.weight"][:, :, 0].unflatten(0, (stops, stops))
     accuracy, pictures, answers, probabilities = map(torch.stack, (accuracy, pictures, answers, probabilities))
     return LatentMap(list(tasks), points, labels, x, y, accuracy, filters, pictures, answers, probabilities)
 

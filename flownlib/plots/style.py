@@ -88,7 +88,7 @@ def accuracy_by_task(table: pd.DataFrame, highlight: Sequence[str]) -> Figure:
 def timing_bars(rates: Mapping[str, Sequence[float]]) -> Figure:
     """Model-steps per CPU-second, one bar a way of training, with every repeat as a dot."""
     fig, ax = plt.subplots(figsize=(7, 0.6 * len(rates) + 0.9))
-    for place, (name, values) in enumerate(rates.items()):
+    for place, values in enumerate(rates.values()):
         ax.barh(place, np.mean(values), color=PALETTE[place], height=0.55, alpha=0.9)
         ax.scatter(values, [place] * len(values), s=16, color=INK, zorder=3)
     ax.set_yticks(range(len(rates)), list(rates))

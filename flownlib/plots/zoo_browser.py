@@ -62,7 +62,7 @@ def browse(model: Classifier, raw: Tensor, aligned: Tensor, split: Split, stops:
             table[a, b], table[b, a] = accuracy, accuracy.flip(0)
         lines[name] = table
     first = f"{model.layer_names[0]}.weight"
-    filters = {name: model.layout.views(w)[first][:, :, 0] for name, w in {"raw": raw, "aligned": aligned}.items()}
+    filters = {name: model.layout.unflatten(w)[first][:, :, 0] for name, w in {"raw": raw, "aligned": aligned}.items()}
     return Browsing(split.x[:, 0], split.y, predicted, filters, lines)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from flownlib import scoring
+from flownlib import networks, scoring
 from flownlib.harness.settings import ENVIRONMENT, from_environment
 from flownlib.networks import Classifier, Model
-from flownlib.speed import lanes
+from flownlib.speed import convolutions, lanes
 
 log = logging.getLogger(__name__)
 BACKENDS = ENVIRONMENT["FLOWN_BACKEND"].choices
@@ -70,4 +72,35 @@ def fast_logits(model: Model, weights: Tensor, x: Tensor, backend: str) -> Tenso
     return None
 
 
-scoring.FAST_LOGITS.append(fast_logits)
+@torch.no_grad()
+def grouped_logits(model: Model, weights: Tensor, x: Tensor, backend: str, chunk: int = 50) -> Tensor:
+    """Logits [m, n, classes] by plain PyTorch, in parts whose activations fit the processor's cache."""
+    groups = weights.split(group_size(model, chunk, weights))
+    return torch.cat([torch.cat([model.forward(part, images) for images in x.split(chunk)], dim=1) for part in groups])
+
+
+def group_size(model: Model, batch: int, weights: Tensor) -> int:
+    """How many networks plain PyTorch should train at once: on a processor as many as keep to its cache, on a GPU all.
+
+    The largest activation of a group may take three times the second-level cache, and the groups are of about one size.
+    The environment variable FLOWN_GROUP sets another number.
+    """
+    if group := int(os.environ.get("FLOWN_GROUP") or 0):
+        return group
+    if weights.device.type != "cpu":
+        return max(1, len(weights))
+    largest = batch * model.largest_activation * weights.element_size()
+    most = max(1, min(64, 3 * cache_bytes() // largest))
+    return -(-len(weights) // -(-len(weights) // most)) if len(weights) else 1
+
+
+@cache
+def cache_bytes() -> int:
+    """Second-level cache of one core; 1 MiB where the system does not say."""
+    entry = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+    text = entry.read_text().strip() if entry.exists() else ""
+    return int(text[:-1]) * 1024 if text.endswith("K") else 2**20
+
+
+scoring.FAST_LOGITS += [fast_logits, grouped_logits]
+networks.CONVOLUTIONS.append(convolutions.conv_relu)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flownlib.checks import check_real, is_finite, whole_numbers
+from flownlib.weights import check_real, is_finite, whole_numbers
 
 if TYPE_CHECKING:
     from flownlib.networks import Model

@@ -23,11 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib import checks
 from flownlib.harness.folders import cache_root, disk_trouble, partial_folder
 from flownlib.networks import Classifier, Conv
 from flownlib.speed.inputs import training_inputs
-from flownlib.weights import ArtifactError
+from flownlib.weights import ArtifactError, check_real
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("lanes.cpp")
@@ -103,8 +102,8 @@ class Kernel:
             ValueError: for weights or images of another type or shape, or images that are not finite.
         """
         self._refuse(weights, images)
-        checks.check_real("weights", weights, (self.model.layout.size,), finite=False)
-        checks.check_real("images", images, self.model.image_shape)
+        check_real("weights", weights, (self.model.layout.size,), finite=False)
+        check_real("images", images, self.model.image_shape)
         rows = self._rows(images)
 
         def block(start: int) -> Tensor:
@@ -157,7 +156,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 @lru_cache(maxsize=32)
 def kernel_order(model: Classifier) -> Tensor:
     """int64 [p]: which flat weight stands at each place of the kernel's parameters [inputs][outputs], bias last."""
-    places = model.layout.views(torch.arange(model.layout.size))
+    places = model.layout.unflatten(torch.arange(model.layout.size))
     parts, channels = [], 0
     for name, layer in zip(model.layer_names, model.layers, strict=True):
         weight, bias = places[f"{name}.weight"], places[f"{name}.bias"]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flownlib.networks import Classifier, group_size
+from flownlib.networks import Classifier
 from flownlib.scoring import Split
 from flownlib.speed import backends, lanes
 from flownlib.speed.inputs import training_inputs
@@ -45,7 +45,7 @@ def train_many(
         return lanes.kernel(model, weights.dtype).train(*given)
     labels, orders, rate, decay, steps_kept = training_inputs(model, *given)
     data, shared = Split(data.x, labels), len(orders) == 1 and m > 1
-    size, parts = group_size(model, orders.shape[2], weights), []
+    size, parts = backends.group_size(model, orders.shape[2], weights), []
     for start in range(0, m, size):
         group = slice(start, start + size)
         own = orders if shared else orders[group]
@@ -102,4 +102,4 @@ def train_one(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model.layout.join(module.state_dict())
+    return model.layout.flatten(module.state_dict())

@@ -66,7 +66,7 @@ class Reader:
         vector = self._joined(fit.tensors, path)
         check_rest(fit.tensors, self.model, path)
         if not vector.isfinite().all():
-            bad = next(name for name, tensor in self.model.layout.views(vector).items() if not tensor.isfinite().all())
+            bad = next(name for name, tensor in self.model.layout.unflatten(vector).items() if not tensor.isfinite().all())
             raise CheckpointError(f"{path} has a number that is not finite in {bad!r}.")
         return vector
 
@@ -165,7 +165,7 @@ class Reader:
                     f"{path} is not a {self.model.name}: its {first!r} and {other!r} differ, and are one there."
                 )
             weights[name] = tensors[first].float()
-        return self.model.layout.join(weights).detach()
+        return self.model.layout.flatten(weights).detach()
 
 
 def namings(key: str, tensors: dict[str, Tensor], depth: int = 6) -> Iterator[Fit]:
