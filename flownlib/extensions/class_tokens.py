@@ -79,7 +79,7 @@ class ClassTokenVelocity(nn.Module):
         """The predicted x_1, of x's shape.
 
         Args:
-            x: [b, n, d], or [b, d] for a latent. t: [b]. y: [b, n, c]. condition_mask: bool [b], False where the context is dropped.
+            x: [b, n, d], or [b, d] for a latent. t: [b]. y: [b, n, c]. condition_mask: bool [b], False: the context is dropped.
         """
         classes = self.context(y)
         if condition_mask is not None:
