@@ -13,7 +13,7 @@ CORE = [f"flownlib.{path.stem}" for path in (Path(__file__).resolve().parent.par
 if "FLOWN_CHECK_SHAPES" in os.environ:  # every call of a public function of the core is held to its annotations
     from jaxtyping import install_import_hook
 
-    install_import_hook(CORE, "beartype.beartype")
+    install_import_hook(CORE, "shapes.check")
 
 from flownlib.chapters import shared as recipes
 from flownlib.harness import profiles

@@ -75,15 +75,15 @@ class ClassTokenVelocity(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def predict(self, x: Tensor, t: Tensor, y: Tensor, keep: Tensor | None = None) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, y: Tensor, condition_mask: Tensor | None = None) -> Tensor:
         """The predicted x_1, of x's shape.
 
         Args:
-            x: [b, n, d], or [b, d] for a latent. t: [b]. y: [b, n, c]. keep: bool [b], False where the context is dropped.
+            x: [b, n, d], or [b, d] for a latent. t: [b]. y: [b, n, c]. condition_mask: bool [b], False: the context is dropped.
         """
         classes = self.context(y)
-        if keep is not None:
-            classes = torch.where(keep[:, None, None], classes, self.no_context)
+        if condition_mask is not None:
+            classes = torch.where(condition_mask[:, None, None], classes, self.no_context)
         own = self.enter(x)
         # class tokens add what they are to what they know; a latent stands beside the classes as a token of its own
         h = torch.cat([own[:, None], classes], dim=1) if self.latent else own + classes

@@ -54,13 +54,13 @@ class NeuronTokens(VelocityNetwork):
         self.leave = nn.Parameter(torch.zeros(len(places), width, places.shape[1]))
         self.share = nn.Parameter(torch.zeros(len(places), places.shape[1]))
 
-    def predict(self, x: Tensor, t: Tensor, y: Tensor | None, keep: Tensor | None = None) -> Tensor:
-        """The network's own output [n, p]; `keep` bool [n] is False where the context is dropped."""
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None, condition_mask: Tensor | None = None) -> Tensor:
+        """The network's own output [n, p]; `condition_mask` bool [n] is False where the context is dropped."""
         tokens = F.pad(x, (0, 1))[:, self.places]
-        h = self.enter(tokens) + self.position + self.embed(t, y, keep)[:, None]
+        h = self.enter(tokens) + self.position + self.embed(t, y, condition_mask)[:, None]
         if y is not None:
             own = self.own_class(y.unflatten(1, (self.classes, -1)))
-            own = own if keep is None else own * keep[:, None, None]
+            own = own if condition_mask is None else own * condition_mask[:, None, None]
             h = torch.cat([h[:, : -self.classes], h[:, -self.classes :] + own], dim=1)
         h = torch.einsum("ntw,twl->ntl", self.norm(self.blocks(h)), self.leave)
         # a share of the input, learned for every weight: a denoiser starts from what it is given
