@@ -44,8 +44,8 @@ train, model = canonical.train, canonical.train.model
 """
 SETUPS = {
     "00": """
-import flownlib.figures_two_weights as pictures
-import flownlib.two_weights as plane
+from flownlib.chapters import c00_pictures as pictures
+from flownlib.chapters import c00_plane as plane
 lands = [pictures.land(chord, 41) for chord in plane.CHORDS]
 films = {(s, c): torch.randn(41, 60, 2).cumsum(0) / 8 for s in range(3) for c in range(3)}
 """,
@@ -57,7 +57,7 @@ full, labels = PCA.fit(train, 4), train.table["task"].tolist()
     "03": """
 from flownlib import flow
 from flownlib.encoders import PCA
-from flownlib.explorer import Recorder, trajectory_explorer
+from flownlib.plots.explorer import Recorder, trajectory_explorer
 from flownlib.generators import FlowGenerator
 contexts = {name: torch.randn(4, 8) for name in train.tasks}
 training = flow.FlowTraining(steps=2, batch_size=16)
@@ -67,8 +67,9 @@ priors = {"N(0, 1)": flow.GaussianPrior(4).sample}
 record = Recorder(generator, tasks, asked_for, priors, torch.eye(4)[:2], model, networks=2, tested=10)
 """,
     "05": """
-from flownlib import fewshot, figures_fewshot
-from flownlib.episodes import draw_episodes
+from flownlib.extensions import fewshot
+from flownlib.plots import fewshot as figures_fewshot
+from flownlib.extensions.episodes import draw_episodes
 draw = lambda *size: draw_episodes(torch.rand(10, 12, *size), 3, 5, 5, 6, torch.Generator().manual_seed(0))
 pairs, made = {domain: (draw(1, 14, 14), draw(16)) for domain in ("in", "ood")}, None
 logistic = lambda episodes: fewshot.logistic_regression(episodes, 0.1)
@@ -77,7 +78,7 @@ recipes = SimpleNamespace(methods=lambda made, seed: {"centroid": fewshot.centro
 }
 LARGE = """
 import numpy, ipywidgets
-from flownlib.panel import Panel
+from flownlib.plots.panel import Panel
 from matplotlib.figure import Figure
 def noise(number):
     figure = Figure(figsize=(10, 8))
