@@ -29,7 +29,6 @@ from flownlib.plots import ood as figures_ood
 from flownlib.scoring import Split
 from flownlib.speed.loops import train_one
 from flownlib.speed.plan import Training, minibatch_orders
-from flownlib.statistics import mean_interval
 from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from flownlib.chapters import c00_pictures as pictures
 from flownlib.chapters import c00_plane as plane
-from flownlib.statistics import Interval
 
 
 def seeded(seed: int = 0) -> torch.Generator:

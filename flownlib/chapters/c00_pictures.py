@@ -86,12 +86,12 @@ def chords_and_data(observations: Sequence[tuple[Tensor, Tensor]]) -> Figure:
     return figure
 
 
-def planes(lands: Sequence[Land], points: Sequence[Tensor] | None = None, titles: Sequence[str] = ()) -> Figure:
+def planes(lands: Sequence[Land], points: Sequence[Tensor] | None = None) -> Figure:
     """One plane a chord: its loss surface, and either networks [n, 2] as dots or the eight perfect ones as rings."""
     figure, row = plt.subplots(1, len(lands), figsize=(WIDTH, 3.5))
     for i, (axes, surface) in enumerate(zip(row, lands, strict=True)):
         image = _terrain(axes, surface, lines=True)
-        _plane(axes, titles[i] if titles else surface.chord.name)
+        _plane(axes, surface.chord.name)
         if points is None:
             _minima(axes, surface.chord)
         else:
