@@ -24,11 +24,11 @@ from flownlib.extensions.head_gauge import class_means
 from flownlib.extensions.network_tokens import network_flow
 from flownlib.extensions.reward import reward_fine_tune, split_support
 from flownlib.networks import cnn_embed
+from flownlib.plots import charts
 from flownlib.plots import ood as figures_ood
 from flownlib.scoring import Split
 from flownlib.speed.loops import train_one
 from flownlib.speed.plan import Training, minibatch_orders
-from flownlib.statistics import mean_interval
 from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
 
@@ -193,15 +193,11 @@ def test_study_records_pair_each_method_with_the_rival_episode_by_episode():
 
 def test_figures_draw_one_panel_for_each_thing_asked():
     episodes, accuracy = named_episodes(), {"kaiming": torch.rand(6, 3), "class_tokens": torch.rand(6, 3)}
-    gain = mean_interval([0.1, 0.2, 0.15])
-    record = {"method": "kaiming", "value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     drawn = {
         figures_ood.supports(episodes, [0, 2]): 2,
-        figures_ood.adaptation_curves(accuracy, EPOCHS, {"near": [0, 1], "far": [0, 2]}): 2,
-        figures_ood.paired_gains({"class_tokens": [("lao", gain), ("all alphabets", gain)]}, "gain"): 1,
+        charts.accuracy_curves({"near": accuracy, "far": {"kaiming": 0.1}}, EPOCHS, "epochs"): 2,
         figures_ood.rewards({"before": torch.rand(3), "held_out": torch.rand(3), "same": torch.rand(3)}, episodes.names): 2,
-        figures_ood.losses({"flow": [3.0, 2.0, 1.0]}): 1,
-        figures_ood.study_bars([record], "study"): 1,
+        charts.learning_curves({"flow": [3.0, 2.0, 1.0], "queries": [1.0, 1.0]}): 2,
         figures_ood.glyph_wall(torch.rand(40, 2, 1, 28, 28)): 1,
     }
     assert all(len(figure.axes) == panels for figure, panels in drawn.items())

@@ -70,8 +70,8 @@ record = Recorder(generator, tasks, asked_for, priors, torch.eye(4)[:2], model, 
 """,
     "05": """
 from flownlib.extensions import fewshot
-from flownlib.extensions.episodes import draw_episodes
 from flownlib.plots import fewshot as figures_fewshot
+from flownlib.extensions.episodes import draw_episodes
 draw = lambda *size: draw_episodes(torch.rand(10, 12, *size), 3, 5, 5, 6, torch.Generator().manual_seed(0))
 pairs, made = {domain: (draw(1, 14, 14), draw(16)) for domain in ("in", "ood")}, None
 logistic = lambda episodes: fewshot.logistic_regression(episodes, 0.1)

@@ -7,72 +7,82 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from flownlib.extensions.audit import COPY, NEAR, Audit, Likelihoods, TaskAudit
-from flownlib.plots.style import GREY, INK, PALETTE
+from flownlib.plots.charts import strokes
+from flownlib.plots.style import BLUE, GREY, INK, ORANGE, PALE, bare, colour_of, name_of
 from flownlib.weights import Layout
 
-SAMPLES, UNSEEN, TRAINING = PALETTE[1], PALETTE[0], GREY
+NETWORKS = {"training networks": GREY, "samples": BLUE, "held-out networks": INK}
+
+
+def _distributions(parts: Mapping[tuple[str, str], Tensor], xlabel: str) -> Axes:
+    """Values by (row, kind of networks), a stroke a network, the first kind above the second."""
+    columns = ("row", "networks", "value")
+    table = pd.DataFrame([(*key, value) for key, values in parts.items() for value in values.tolist()], columns=columns)
+    palette = {kind: NETWORKS[kind] for kind in dict.fromkeys(table["networks"])}
+    _, ax = plt.subplots(figsize=(9, 0.6 * table["row"].nunique() + 1))
+    strokes(ax, table, "value", "row", "networks", palette, dodge=True)
+    ax.set(xlabel=xlabel, ylabel="")
+    for line in range(table["row"].nunique() - 1):
+        ax.axhline(line + 0.5, color=PALE, lw=1.5, zorder=0)
+    ax.tick_params(axis="y", length=0)
+    sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, title=None)
+    return ax
 
 
 def nearest_histograms(audits: Sequence[Audit], task: str) -> Figure:
-    """Distance to the nearest training network, a row a generator: its samples above, held-out networks below the line."""
-    top = max(float(found.tasks[task].samples.nearest.max()) for found in audits)
-    bins = np.linspace(0, max(1.25, 1.05 * top), 64)
-    fig, axes = plt.subplots(len(audits), 1, figsize=(8.5, 0.72 * len(audits) + 0.9), sharex=True, squeeze=False)
-    for ax, found in zip(axes[:, 0], audits, strict=True):
-        for sign, color, judged in ((1, SAMPLES, found.tasks[task].samples), (-1, UNSEEN, found.tasks[task].held_out)):
-            counts = np.histogram(judged.nearest.numpy(), bins)[0]
-            ax.bar(bins[:-1], sign * counts / counts.max(), np.diff(bins), align="edge", color=color, lw=0)
-        ax.axhline(0, color=INK, lw=0.8)
-        ax.set(ylim=(-1.1, 1.1), yticks=[], xlim=(bins[0] - 0.02, bins[-1]))
-        ax.spines[["left", "bottom"]].set_visible(False)
-        ax.tick_params(bottom=found is audits[-1])
-        ax.set_ylabel(found.name, rotation=0, ha="right", va="center", fontsize=10)
-        for limit in (COPY, NEAR):
-            ax.axvline(limit, color=GREY, lw=1, ls="--")
-    axes[-1, 0].set_xlabel("distance to the nearest training network (1 = held-out networks; dashed: the audit's thresholds)")
-    _named(axes[0, 0], {"samples (upwards)": SAMPLES, "held-out networks (downwards)": UNSEEN})
-    return fig
+    """Distance to the nearest training network, a row a generator: a stroke a sample, below them held-out networks."""
+    parts = {}
+    for audit in audits:
+        found = audit.tasks[task]
+        parts[name_of(audit.name), "samples"] = found.samples.nearest
+        parts[name_of(audit.name), "held-out networks"] = found.held_out.nearest
+    ax = _distributions(
+        parts, "distance to the nearest training network (1: held-out networks; dashed: the audit's thresholds)"
+    )
+    for limit in (COPY, NEAR):
+        ax.axvline(limit, color=GREY, lw=1, ls="--", zorder=0)
+    return ax.figure
 
 
-def _named(ax: Axes, colors: Mapping[str, str]) -> None:
-    for name, color in colors.items():
-        ax.scatter([], [], s=40, marker="s", color=color, label=name)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(colors), fontsize=10, handletextpad=0.2)
+def likelihood_histograms(likelihoods: Mapping[str, Likelihoods]) -> Figure:
+    """Log-likelihoods about the training networks' mean, a row a task, with how often training networks have the higher."""
+    parts = {}
+    for task, found in likelihoods.items():
+        row, middle = f"{name_of(task)}: {found.advantage:.2f}", found.training.mean()
+        parts[row, "training networks"] = found.training - middle
+        parts[row, "held-out networks"] = found.held_out - middle
+    return _distributions(parts, "log-likelihood minus the training networks' mean, nats").figure
 
 
 def overlap_against_accuracy(audits: Sequence[Audit], task: str) -> Figure:
     """Error overlap with the most similar training network against accuracy, a panel a generator, over the training cloud."""
     columns = min(len(audits), 3)
     rows = -(-len(audits) // columns)
-    size = (3.3 * columns, 2.9 * rows + 0.4)
+    size = (3.3 * columns, 2.7 * rows + 0.4)
     fig, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
-    for ax, found in zip(axes.flat, audits, strict=False):
-        one = found.tasks[task]
+    for ax, audit in zip(axes.flat, audits, strict=False):
+        found = audit.tasks[task]
         clouds = (
-            (TRAINING, 22, one.reference.scores.accuracy, one.training_overlap),
-            (SAMPLES, 16, one.samples.test.accuracy, one.samples.overlap),
-            (UNSEEN, 22, one.held_out.test.accuracy, one.held_out.overlap),
+            (found.reference.scores.accuracy, found.training_overlap),
+            (found.samples.test.accuracy, found.samples.overlap),
+            (found.held_out.test.accuracy, found.held_out.overlap),
         )
-        for color, area, accuracy, overlap in clouds:
-            ax.scatter(accuracy.numpy(), overlap.numpy(), s=area, color=color, alpha=0.75, lw=0)
-        ax.set_title(found.name, fontsize=11)
-        ax.set(ylim=(0, 1.04))
+        for (name, colour), (accuracy, overlap) in zip(NETWORKS.items(), clouds, strict=True):
+            ax.scatter(accuracy.numpy(), overlap.numpy(), s=20, color=colour, alpha=0.75, lw=0, label=name, clip_on=False)
+        ax.set_title(name_of(audit.name), fontsize=11)
+        ax.set(ylim=(0, 1))
     for ax in axes.flat[len(audits) :]:
         ax.axis("off")
-    for ax in axes.flat[max(0, len(audits) - columns) : len(audits)]:
-        ax.set_xlabel("test accuracy")
-        ax.tick_params(labelbottom=True)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("error overlap")
-    marks = {"training networks": TRAINING, "samples": SAMPLES, "held-out networks": UNSEEN}
-    handles = [ax.scatter([], [], s=40, marker="s", color=color, label=name) for name, color in marks.items()]
-    fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=10, handletextpad=0.2)
+    fig.supxlabel("test accuracy")
+    fig.supylabel("error overlap")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, markerscale=1.6)
     return fig
 
 
@@ -96,36 +106,18 @@ def weights_beside_neighbours(found: TaskAudit, sample: int, layout: Layout, num
 def _strips(lines: Tensor, names: Sequence[str], notes: Sequence[str], layout: Layout, numbers: int) -> Figure:
     tensors = [(name, place) for name, place in layout.slices().items() if name.endswith("weight")]
     shown = [min(place.stop - place.start, numbers) for _, place in tensors]
-    fig, axes = plt.subplots(
-        len(lines), len(tensors), figsize=(10, 0.4 * len(lines) + 0.7), gridspec_kw={"width_ratios": shown, "wspace": 0.02}
-    )
+    grid = {"width_ratios": shown, "wspace": 0.02}
+    fig, axes = plt.subplots(len(lines), len(tensors), figsize=(10, 0.4 * len(lines) + 0.7), gridspec_kw=grid)
     for column, ((name, place), count) in enumerate(zip(tensors, shown, strict=True)):
-        chosen = torch.linspace(place.start, place.stop - 1, count).round().long()
+        weights = torch.linspace(place.start, place.stop - 1, count).round().long()
         for ax, line in zip(axes[:, column], lines, strict=True):
-            ax.imshow(line[chosen][None].numpy(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
+            ax.imshow(line[weights][None].numpy(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+            bare(ax)
         axes[0, column].set_title(name.removesuffix(".weight"), fontsize=10)
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
     for ax, note in zip(axes[:, -1], notes, strict=True):
         ax.annotate(note, (1, 0.5), (6, 0), "axes fraction", "offset points", va="center", fontsize=10)
-    return fig
-
-
-def likelihood_histograms(found: Mapping[str, Likelihoods]) -> Figure:
-    """Log-likelihoods of training and held-out networks, a panel a task, in nats relative to the training networks' mean."""
-    fig, axes = plt.subplots(1, len(found), figsize=(2.5 * len(found), 2.7), sharey=True, squeeze=False)
-    for ax, (task, likelihoods) in zip(axes[0], found.items(), strict=True):
-        middle = likelihoods.training.mean()
-        values = [(likelihoods.training - middle).numpy(), (likelihoods.held_out - middle).numpy()]
-        bins = np.histogram_bin_edges(np.concatenate(values), 24)
-        for color, name, part in ((TRAINING, "training", values[0]), (UNSEEN, "held out", values[1])):
-            ax.hist(part, bins, density=True, color=color, alpha=0.7, lw=0, label=f"{name} ({len(part)})")
-        ax.set(title=f"{task}: {likelihoods.advantage:.2f}", xlabel="log-likelihood, nats", yticks=[])
-        ax.locator_params(axis="x", nbins=3)
-        ax.spines["left"].set_visible(False)
-    axes[0, 0].legend(fontsize=9, loc="upper left")
     return fig
 
 
@@ -137,20 +129,18 @@ def accuracy_and_novelty(table: pd.DataFrame) -> Figure:
     Args:
         table: of `evaluation.compare`, with a further column `null`, True for what learns nothing.
     """
-    columns = ["nearest_training_distance", "test_accuracy_mean", "spread", "null"]
-    means = table.groupby("method", sort=False)[columns].mean()
+    columns = ["nearest_training_distance", "test_accuracy_mean"]
+    means = table.groupby("method", sort=False)[[*columns, "spread", "null"]].mean()
     fig, ax = plt.subplots(figsize=(8.5, 5))
-    for method, (distance, accuracy, spread, null) in means.iterrows():
-        color = INK if method == "zoo_held_out" else PALETTE[1] if null else PALETTE[0]
-        rows = table[table["method"] == method]
-        ax.scatter(rows[columns[0]], rows[columns[1]], s=9, color=color, alpha=0.45, lw=0)
-        ax.scatter(distance, accuracy, s=30 + 130 * min(spread, 1.5), color=color, alpha=0.8, lw=0)
-    edge = frontier_of(means[means["null"] == 1][columns[:2]].to_numpy())
-    ax.plot(*edge.T, color=PALETTE[1], lw=1.4, ls="--", zorder=0)
-    _name_points(ax, means[columns[:2]])
-    ax.set(xlabel="distance to the nearest training network (1 = held-out networks)", ylabel="mean test accuracy")
+    ax.scatter(*table[columns].T.to_numpy(), s=9, c=table["method"].map(colour_of), alpha=0.45, lw=0)
+    areas = 30 + 130 * means["spread"].clip(upper=1.5)
+    ax.scatter(*means[columns].T.to_numpy(), s=areas, c=means.index.map(colour_of), alpha=0.8, lw=0)
+    edge = frontier_of(means[means["null"] == 1][columns].to_numpy())
+    ax.plot(*edge.T, color=ORANGE, lw=1.4, ls="--", zorder=0, label="frontier of the nulls")
+    _name_points(ax, means[columns])
+    ax.set(xlabel="distance to the nearest training network (1: held-out networks)", ylabel="mean test accuracy")
     ax.margins(x=0.1, y=0.1)
-    _named(ax, {"held-out networks": INK, "learned": PALETTE[0], "nulls, and their frontier": PALETTE[1]})
+    ax.legend(loc="lower left")
     return fig
 
 
@@ -167,5 +157,6 @@ def _name_points(ax: Axes, points: pd.DataFrame) -> None:
     for method, point in points.sort_values(points.columns[0]).iterrows():
         x, y = point / spans
         near = sum(abs(x - a) < 0.17 and abs(y - b) < 0.06 for a, b in named)
-        ax.annotate(method, point, (9, (7, -15, 20, -28, 33)[min(near, 4)]), textcoords="offset points", fontsize=9)
+        offset = (9, (7, -15, 20, -28, 33)[min(near, 4)])
+        ax.annotate(name_of(method), point, offset, textcoords="offset points", fontsize=9.5)
         named.append((x, y))

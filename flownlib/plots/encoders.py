@@ -1,4 +1,4 @@
-"""Drawings of notebook 02: encoders compared on kinds of zoo, the map of latents, and what rank costs."""
+"""Figures of notebook 02: encoders compared on kinds of zoo, the map of latents, and what rank costs."""
 
 from __future__ import annotations
 
@@ -6,46 +6,36 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
+import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flownlib.plots.style import GREY, INK, PALETTE
+from flownlib.plots.charts import Measure, comparison
+from flownlib.plots.style import INK, PALETTE, colour_of, name_of
 
 
 def encoder_comparison(table: pd.DataFrame, zoos: Mapping[str, str]) -> Figure:
-    """Held-out accuracy after decoding with its interval, a panel a zoo, a row an encoder; the band is the originals'.
+    """Accuracy after decoding with its interval, a panel a zoo, a row an encoder; the band is the held-out originals'.
 
     The table has the columns zoo, method, value, low and high, with the originals as method `zoo_held_out`.
     """
-    methods = [name for name in dict.fromkeys(table["method"]) if name != "zoo_held_out"]
-    fig, axes = plt.subplots(1, len(zoos), figsize=(2.9 * len(zoos) + 1.2, 0.42 * len(methods) + 1.2), sharey=True)
-    for ax, (zoo, title) in zip(axes, zoos.items(), strict=True):
-        rows = table[table["zoo"] == zoo].set_index("method")
-        ax.axvspan(rows.loc["zoo_held_out", "low"], rows.loc["zoo_held_out", "high"], color=GREY, alpha=0.4, lw=0)
-        for place, name in enumerate(methods):
-            row = rows.loc[name]
-            ax.plot([row["low"], row["high"]], [place] * 2, color=PALETTE[0], lw=2.2, solid_capstyle="round")
-            ax.scatter(row["value"], place, s=46, color=PALETTE[0], edgecolors="white", zorder=3)
-        ax.set(title=title, xlim=(0, 1.02), xlabel="test accuracy")
-        ax.grid(axis="x", color="#e8ecef")
-    axes[0].set_yticks(range(len(methods)), methods)
-    axes[0].invert_yaxis()
-    return fig
+    originals = table[table["method"] == "zoo_held_out"].set_index("zoo")[["low", "high"]]
+    panels = {zoo: Measure(title, tuple(originals.loc[zoo]), (0, 1)) for zoo, title in zoos.items()}
+    rows = [method for method in dict.fromkeys(table["method"]) if method != "zoo_held_out"]
+    return comparison(table, panels, rows, panel="zoo", xlabel="test accuracy (grey band: the original networks)")
 
 
 def latent_maps(points: Tensor, tasks: Sequence[str], accuracy: Tensor) -> Figure:
     """Latents in a plane [n, 2] twice: coloured by task, and by the networks' accuracy [n]."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharex=True, sharey=True)
-    for color, name in zip(PALETTE, dict.fromkeys(tasks), strict=False):
-        rows = torch.tensor([task == name for task in tasks])
-        axes[0].scatter(*points[rows].T.numpy(), s=16, color=color, alpha=0.8, lw=0, label=name)
-    axes[0].legend(fontsize=9, loc="best")
-    dots = axes[1].scatter(*points.T.numpy(), s=16, c=accuracy.numpy(), cmap="viridis", lw=0)
+    x, y = points.T.numpy()
+    names = [name_of(task) for task in tasks]
+    palette = PALETTE[: len(set(names))]
+    sns.scatterplot(x=x, y=y, hue=names, palette=palette, s=22, alpha=0.8, linewidth=0, ax=axes[0])
+    dots = axes[1].scatter(x, y, s=16, c=accuracy.numpy(), cmap="viridis", lw=0)
     fig.colorbar(dots, ax=axes[1], label="test accuracy")
     for ax in axes:
-        ax.set_xlabel("first latent axis", color=INK)
-    axes[0].set_ylabel("second latent axis")
+        ax.set(xlabel="first latent axis", ylabel="second latent axis")
     return fig
 
 
@@ -56,20 +46,21 @@ def rank_curve(records: Sequence[Mapping]) -> Figure:
         records: those of the study "lora" whose quantity is `test_accuracy_mean`, as in a results file.
     """
     fig, ax = plt.subplots(figsize=(8, 4))
-    for method, name, colour in (("full_fine_tuning", "full fine-tuning", PALETTE[1]), ("head_only", "head alone", PALETTE[7])):
+    for method in ("full_fine_tuning", "head_only"):
         (line,) = [record for record in records if record["method"] == method]
-        ax.axhspan(line["low"], line["high"], color=colour, alpha=0.13, lw=0)
-        ax.axhline(line["value"], color=colour, lw=2, ls="--", label=f"{name}, {line['setting']['latent_dim']:,} numbers")
+        ax.axhspan(line["low"], line["high"], color=colour_of(method), alpha=0.15, lw=0)
+        label = f"{name_of(method)}, {line['setting']['latent_dim']:,} numbers"
+        ax.axhline(line["value"], color=colour_of(method), lw=2, ls="--", label=label)
     curve = sorted((record for record in records if record["method"] == "lora"), key=lambda record: record["setting"]["rank"])
     value = [record["value"] for record in curve]
     bars = [[r["value"] - r["low"] for r in curve], [r["high"] - r["value"] for r in curve]]
     label = f"LoRA of {curve[0]['setting']['adapted']:,} numbers"
-    style = {"color": PALETTE[0], "marker": "o", "lw": 2.2, "ecolor": INK, "elinewidth": 1.2, "capsize": 4}
+    style = {"color": colour_of("lora"), "marker": "o", "lw": 2.2, "ecolor": INK, "elinewidth": 1.2, "capsize": 4}
     ax.errorbar(range(len(curve)), value, bars, label=label, **style)
     ticks = [f"{r['setting']['rank']}\n{r['setting']['latent_dim']:,}" for r in curve]
     ax.set_xticks(range(len(curve)), ticks)
     ax.set(xlabel="rank, and numbers in a latent", ylabel="test accuracy")
     ax.margins(x=0.08)
-    ax.grid(axis="y", color="#e8ecef")
-    ax.legend(loc="best", fontsize=10)
+    ax.grid(axis="y")
+    ax.legend()
     return fig

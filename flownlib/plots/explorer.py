@@ -25,7 +25,7 @@ from torch import Tensor
 from flownlib.generators import FlowGenerator
 from flownlib.networks import Classifier
 from flownlib.plots.panel import Backdrop, Panel
-from flownlib.plots.style import GREY, INK, PALETTE, filter_strip, free_figure, probability_lines
+from flownlib.plots.style import GREY, INK, RED, filter_rows, free_figure, probability_lines
 from flownlib.scoring import Task, score
 
 SHOWN = 6  # test images whose predictions are shown
@@ -137,7 +137,7 @@ class Frame:
         stop = recording.stop(t)
         accuracy = float(recording.accuracy[stop, network])
         title = f"{recording.task}, network {network} at t = {recording.t[stop]:.2f}: accuracy {accuracy:.2f}"
-        strip = filter_strip(self.filters, recording.filters[stop, network])
+        strip = filter_rows(self.filters, recording.filters[stop, network][None])
         self.filters.apply_aspect()  # square pixels, though the axes themselves are not painted again
         images = self.pictures.imshow(torch.cat(list(recording.images), dim=1).numpy(), cmap="gray_r", aspect="auto")
         return [
@@ -160,7 +160,7 @@ def _paths(ax: Axes, recording: Recording, stop: int, network: int) -> list[Arti
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     ax.set(xlim=(left, right), ylim=(bottom, top))
     dots = ax.scatter(*points[stop].T.numpy(), c=recording.accuracy[stop].numpy(), s=22, zorder=3, **color)
-    ring = ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=PALETTE[1], lw=2.2, zorder=4)
+    ring = ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=RED, lw=2.2, zorder=4)
     return [lines, dots, ring]
 
 
@@ -169,8 +169,8 @@ def _accuracies(ax: Axes, recording: Recording, t: float, stop: int, network: in
     ways = [np.stack([times, way], axis=1) for way in accuracy.T]
     others = ax.add_collection(LineCollection(ways, color=GREY, lw=0.8, alpha=0.4), autolim=False)
     line = ax.axvline(t, color=INK, lw=1)
-    way = ax.plot(times, accuracy[:, network], color=PALETTE[1], lw=2)
-    now = ax.plot(times[stop], accuracy[stop, network], "o", color=PALETTE[1], clip_on=False)
+    way = ax.plot(times, accuracy[:, network], color=RED, lw=2)
+    now = ax.plot(times[stop], accuracy[stop, network], "o", color=RED, clip_on=False)
     return [others, line, *way, *now]
 
 

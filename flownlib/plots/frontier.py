@@ -10,24 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flownlib.extensions.frontier import ACCURACY_GAIN, OFFSET, SPREAD, Point, envelope, points
-from flownlib.plots.style import GREY, INK, PALETTE
+from flownlib.plots.style import GREEN, GREY, INK, colour_of, name_of
 
 HELD_OUT = "zoo_held_out"
-NAMES = {
-    "matched": "activation matching (ours)",
-    "corrected": "Gaussian + corrector",
-    "corrected_flow": "flow + corrector",
-    "pca_flow": "flow",
-    "gaussian": "Gaussian",
-    "gaussian_diagonal": "diagonal Gaussian",
-    "fresh": "fresh network",
-    "interpolation": "interpolation",
-    "noise_0.5": "noise .5",
-    "noise_1": "noise 1",
-    "soup": "soup",
-    "retrieval": "retrieval",
-    HELD_OUT: "held-out networks",
-}
 
 
 def points_of(records: Sequence[Mapping], kind: str) -> list[Point]:
@@ -48,32 +33,25 @@ def _frontier(ax: Axes, every: Sequence[Point], ours: Sequence[str], share: floa
     x, y = (np.array([getattr(point, name) for point in outline]) for name in ("novelty", "accuracy"))
     ax.step([-0.1, *x], [y[0], *y], where="pre", color=GREY, lw=1.4)
     ax.fill_between([-0.1, *x], [y[0], *y], step="pre", color=GREY, alpha=0.12, lw=0)
-    ax.axhspan(held_out.accuracy + ACCURACY_GAIN, 1, color=PALETTE[2], alpha=0.1, lw=0)
-    colors = [INK if p is held_out else PALETTE[0] if p.method in ours else PALETTE[1] for p in shown]
-    for point, color in zip(shown, colors, strict=True):
+    ax.axhspan(held_out.accuracy + ACCURACY_GAIN, 1, color=GREEN, alpha=0.1, lw=0)
+    for point in shown:
+        color = colour_of(point.method)
         face = color if _like_the_zoo(point) else "white"
         ax.scatter(point.novelty, point.accuracy, s=15 + 70 * point.spread, color=face, edgecolor=color, lw=1.6, zorder=3)
     lowest = min(point.accuracy for point in shown)
     ax.set(title=title, xlabel="distance to the nearest training network (held-out: 1)", xlim=(-0.1, None))
     ax.set_ylim(lowest - 0.07 * (1 - lowest), max(point.accuracy for point in shown) + 0.07 * (1 - lowest))
-    _names(ax, shown, colors)
+    _names(ax, shown)
 
 
-def _names(ax: Axes, shown: Sequence[Point], colors: Sequence[str]) -> None:
+def _names(ax: Axes, shown: Sequence[Point]) -> None:
     """Names and offsets in a column beside the axes, from high accuracy to low, each with a thin line to its point."""
-    order = sorted(range(len(shown)), key=lambda i: -shown[i].accuracy)
-    for place, i in zip(np.linspace(0.97, 0.03, len(shown)), order, strict=True):
-        point = shown[i]
-        ax.annotate(
-            f"{NAMES.get(point.method, point.method)}  {point.offset:.2f}",
-            (point.novelty, point.accuracy),
-            xytext=(1.03, place),
-            textcoords="axes fraction",
-            fontsize=8.5,
-            va="center",
-            color=colors[i],
-            arrowprops={"arrowstyle": "-", "color": colors[i], "lw": 0.5, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4},
-        )
+    order = sorted(shown, key=lambda point: -point.accuracy)
+    line = {"arrowstyle": "-", "lw": 0.8, "alpha": 0.6, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
+    for place, point in zip(np.linspace(0.97, 0.03, len(shown)), order, strict=True):
+        text, at = f"{name_of(point.method)}  {point.offset:.2f}", (point.novelty, point.accuracy)
+        style = {"xytext": (1.04, place), "textcoords": "axes fraction", "fontsize": 9, "va": "center"}
+        ax.annotate(text, at, **style, arrowprops=line | {"color": colour_of(point.method)})
 
 
 def frontiers(records: Sequence[Mapping], kinds: Mapping[str, str], ours: Sequence[str], shares: Sequence[float]) -> Figure:
@@ -112,15 +90,15 @@ def training_on(records: Sequence[Mapping], kinds: Mapping[str, str], starts: Se
         (held_out,) = (point for point in every if point.method == HELD_OUT)
         bands = {"accuracy": (held_out.accuracy + ACCURACY_GAIN, 1), "spread": SPREAD, "offset": (0, OFFSET)}
         for ax, (field, name) in zip(row, panels.items(), strict=True):
-            ax.axhspan(*bands[field], color=PALETTE[2], alpha=0.12, lw=0)
-            for color, start in zip(PALETTE, starts, strict=False):
+            ax.axhspan(*bands[field], color=GREEN, alpha=0.12, lw=0)
+            for start in starts:
                 mine = [point for point in every if point.method == start]
                 curve = sorted((costs[start, point.share], getattr(point, field)) for point in mine)
-                ax.plot(*zip(*curve, strict=True), color=color, marker="o", lw=2, label=NAMES.get(start, start))
+                ax.plot(*zip(*curve, strict=True), color=colour_of(start), marker="o", lw=2, label=name_of(start))
             ax.set(title=f"{title}: {name}")
             # accuracies of untrained starts are left outside, so that a point can be seen
             ax.set_ylim((held_out.accuracy - 0.15, held_out.accuracy + 0.025) if field == "accuracy" else (0, None))
-    axes[0, 0].legend(fontsize=9, loc="lower right")
+    axes[0, 0].legend(loc="lower right")
     for ax in axes[-1]:
-        ax.set_xlabel("processor time of a network (1: training from scratch)", fontsize=9)
+        ax.set_xlabel("processor time of a network \n(1: training from scratch)", fontsize=10)
     return fig

@@ -13,7 +13,7 @@ from torch import Tensor
 from flownlib.encoders import Encoder
 from flownlib.networks import Classifier
 from flownlib.plots.panel import Panel
-from flownlib.plots.style import INK, PALETTE, filter_strip, free_figure, prediction_bars
+from flownlib.plots.style import INK, PALETTE, RED, filter_rows, free_figure, name_of, prediction_bars
 from flownlib.scoring import Task, logits_of
 
 SHOWN = 6  # test images whose predictions are shown
@@ -84,7 +84,8 @@ def draw(found: LatentMap, column: int, row: int) -> Figure:
     fig = free_figure(11, 4.6)
     _draw_map(fig, found, column, row)
     ax = fig.add_axes((0.55, 0.67, 0.43, 0.16))
-    filter_strip(ax, found.filters[row, column])
+    filter_rows(ax, found.filters[row, column][None])
+    ax.set_title("decoded first-layer filters", fontsize=10)
     scores = ", ".join(f"{name} {found.accuracy[i, row, column]:.2f}" for i, name in enumerate(found.tasks))
     fig.text(0.765, 0.98, f"the network at this point\n{scores}", ha="center", va="top", fontsize=9, color=INK)
     axes = fig.add_axes((0.55, 0.35, 0.43, 0.17)), fig.add_axes((0.55, 0.12, 0.43, 0.22))
@@ -100,8 +101,8 @@ def _draw_map(fig: Figure, found: LatentMap, column: int, row: int) -> None:
     ax.imshow(best, extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1)
     for color, name in zip(PALETTE, found.tasks, strict=False):
         rows = torch.tensor([label == name for label in found.labels])
-        ax.scatter(*found.points[rows].T.numpy(), s=9, color=color, lw=0, label=name)
-    ax.scatter(float(found.x[column]), float(found.y[row]), s=150, facecolors="none", edgecolors=PALETTE[6], lw=2.4, zorder=4)
+        ax.scatter(*found.points[rows].T.numpy(), s=9, color=color, lw=0, label=name_of(name))
+    ax.scatter(float(found.x[column]), float(found.y[row]), s=150, facecolors="none", edgecolors=RED, lw=2.4, zorder=4)
     ax.set(xlabel="first latent axis (grey: accuracy on the best task, white is 1)", ylabel="second latent axis")
     ax.legend(
         fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handletextpad=0.1, columnspacing=0.9, markerscale=2

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flownlib.plots.style import GREY, INK, PALETTE
+from flownlib.plots.style import BLUE, INK, ORANGE, PALETTE
 
 
 def training_paths(groups: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
@@ -43,7 +43,7 @@ def what_changes(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         ax.scatter(distance.numpy(), difference.numpy(), s=14, color=color, alpha=0.5, lw=0)
         ax.scatter(distance.mean().item(), difference.mean().item(), s=110, color=color, edgecolors=INK, zorder=3, label=name)
     ax.set(xlabel="distance between two networks / their norm", ylabel="errors not in common", xlim=(0, None), ylim=(0, 1))
-    ax.legend(loc="lower right", fontsize=10)
+    ax.legend(loc="lower right")
     return fig
 
 
@@ -53,11 +53,9 @@ def hyper_parameter_effects(table: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.1), sharey=True)
     fine, gone = table[~table["diverged"]], table[table["diverged"]]
     for ax, (column, label) in zip(axes, axes_names.items(), strict=True):
-        ax.scatter(fine[column], fine["test_accuracy"], s=22, color=PALETTE[0], alpha=0.75, lw=0)
-        ax.scatter(gone[column], gone["test_accuracy"], s=30, color=PALETTE[1], marker="x")
+        ax.scatter(fine[column], fine["test_accuracy"], s=22, color=BLUE, alpha=0.75, lw=0)
+        ax.scatter(gone[column], gone["test_accuracy"], s=30, color=ORANGE, marker="x")
         ax.set(xlabel=label, xscale="linear" if column == "data_fraction" else "log")
-        ax.grid(axis="y", color="#e8ecef")
+        ax.grid(axis="y")
     axes[0].set_ylabel("test accuracy")
-    for ax in axes:
-        ax.spines["left"].set_color(GREY)
     return fig

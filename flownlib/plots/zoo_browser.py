@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flownlib.networks import Classifier
 from flownlib.plots.panel import Panel
-from flownlib.plots.style import GREY, INK, PALETTE, free_figure
+from flownlib.plots.style import BLUE, GREY, INK, ORANGE, filter_rows, free_figure
 from flownlib.scoring import Split, logits_of
 
 SHOWN = 8  # wrong images of each network
@@ -77,23 +77,12 @@ def draw(browsing: Browsing, first: int, second: int) -> Figure:
 
 
 def _draw_filters(fig: Figure, browsing: Browsing, first: int, second: int) -> None:
-    count, size = browsing.filters["raw"].shape[1:3]
-    rows = []
-    for kind in ("raw", "aligned"):
-        for network in (first, second):
-            strip = torch.full((size, count * (size + 1)), float("nan"))
-            for i, kernel in enumerate(browsing.filters[kind][network]):
-                strip[:, i * (size + 1) : i * (size + 1) + size] = kernel / kernel.abs().max()
-            rows += [strip, torch.full((1 if network == first else 3, strip.shape[1]), float("nan"))]
+    kinds = [(kind, network) for kind in ("raw", "aligned") for network in (first, second)]
+    filters = torch.stack([browsing.filters[kind][network] for kind, network in kinds])
     ax = fig.add_axes((0.06, 0.44, 0.49, 0.50))
-    ax.imshow(torch.cat(rows[:-1]).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    ax.set_title("first-layer filters, each scaled to its largest weight", fontsize=10)
-    starts = [size / 2 - 0.5, 1.5 * size + 0.5, 2.5 * size + 3.5, 3.5 * size + 4.5]
-    names = [f"{network}\n{kind}" for kind in ("raw", "aligned") for network in (first, second)]
-    ax.set_yticks(starts, names, fontsize=9)
-    ax.set_xticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    names = tuple(f"{network}\n{kind}" for kind, network in kinds)
+    filter_rows(ax, filters / filters.abs().amax((1, 2, 3), keepdim=True), names).axes.set_aspect("auto")
+    ax.set_title("first-layer filters, each network's scaled to its largest weight", fontsize=10)
 
 
 def _draw_errors(fig: Figure, browsing: Browsing, network: int, place: tuple[float, float, float, float]) -> None:
@@ -115,7 +104,7 @@ def _draw_errors(fig: Figure, browsing: Browsing, network: int, place: tuple[flo
 def _draw_line(ax: plt.Axes, browsing: Browsing, first: int, second: int) -> None:
     stops = browsing.lines["raw"].shape[-1]
     share = torch.linspace(0, 1, stops).numpy()
-    for color, (kind, lines) in zip((PALETTE[1], PALETTE[0]), browsing.lines.items(), strict=True):
+    for color, (kind, lines) in zip((ORANGE, BLUE), browsing.lines.items(), strict=True):
         curve = lines[first, second]
         label = f"{kind}: {curve[stops // 2]:.2f} at the midpoint"
         ax.plot(share, curve.numpy(), color=color, lw=2.2, marker="o", ms=4, label=label)
