@@ -197,13 +197,3 @@ def compare_widths(seed: int, settings: Profile) -> list[dict]:
         for kind, split in zoos.items()
         for record in compare_on(kind, split, {"vae_graph": replace(made, encoder=at_width(made.encoder, split[0]))}, settings)
     ]
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: every encoder of the comparison on every kind of zoo."""
-    return compare(dict.fromkeys(ZOOS, COMPARED), seed, settings)
-
-
-def run_refined(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: what was made to answer what the comparison left open, where it did; and graphs of several widths."""
-    return compare(REFINED, seed, settings) + compare_widths(seed, settings)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 
 import pandas as pd
-import torch
 
 from flownlib.baselines import all_nulls
 from flownlib.chapters import shared as recipes
-from flownlib.chapters.shared_methods import GRID, KINDS, Choice, Setup, caml_flow, fitted, make, setup, tuned, vae_of
+from flownlib.chapters.shared_methods import GRID, Choice, Setup, caml_flow, fitted, make, tuned, vae_of
 from flownlib.encoders import WeightSpace
 from flownlib.evaluation import MEASURES, compare, judge
 from flownlib.flow import GaussianPrior
 from flownlib.generators import FlowGenerator, FreshNetworks, Generator, others, variant
-from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import score
 
@@ -56,20 +54,6 @@ def validation_accuracy(generator: Generator, made: Setup) -> list[float]:
         weights = generator.sample(FEW, made.contexts[name][0], seeded(made.seed, number))
         found.append(float(score(made.zoo.train.model, weights, task.validation.x, task.validation.y).accuracy.mean()))
     return found
-
-
-def tune_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: validation accuracy of every setting that a method may choose, one value a task."""
-    torch.set_num_threads(1)
-    records = []
-    for kind in KINDS:
-        made = setup(settings, seed, kind)
-        for method, choices in GRID.items():
-            for choice in choices:
-                generator, _ = fitted(make(method, made, choice), made)
-                setting, values = {"zoo": kind, **choice}, validation_accuracy(generator, made)
-                records.append({"quantity": "validation_accuracy", "method": method, "setting": setting, "values": values})
-    return records
 
 
 def contenders(made: Setup) -> tuple[list[Generator], dict[str, float]]:
@@ -136,9 +120,3 @@ def records_of(table: pd.DataFrame, best: dict[str, float], made: Setup) -> list
         values["best_gain"] = (chosen - rows["task"].map(best).to_numpy()).tolist()
         records += [{"quantity": q, "method": method, "setting": setting, "values": v} for q, v in values.items()]
     return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: every method, control and null on both kinds of zoo."""
-    torch.set_num_threads(1)
-    return [record for kind in KINDS for record in run_kind(setup(settings, seed, kind))]

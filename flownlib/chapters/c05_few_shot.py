@@ -268,9 +268,3 @@ def raw_records(accuracies: dict[tuple[str, str, int], Tensor]) -> list[dict]:
                 over = {**setting, "over": rival}
                 records.append({"quantity": "accuracy_gain", "method": method, "setting": over, "values": gain})
     return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """One training seed: backbone, heads, flows and CAML are trained anew, episodes are drawn anew."""
-    found = data(settings, seed)
-    return raw_records(compare(trained(settings, seed, found), found, seed))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup
 from flownlib.chapters import shared as recipes
-from flownlib.chapters.shared_methods import KINDS, Setup, fitted, setup
+from flownlib.chapters.shared_methods import Setup, fitted, setup
 from flownlib.encoders import PCA, WeightSpace
 from flownlib.evaluation import MEASURES, judge
 from flownlib.extensions.activations import ActivationMatched
@@ -198,9 +198,3 @@ def verdicts(table: pd.DataFrame) -> dict[tuple[str, float], tuple[float, float]
         for point in every
         if point.method in OURS
     }
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: every start and share of further training on both kinds of zoo."""
-    torch.set_num_threads(1)
-    return [record for kind in KINDS for record in run_kind(frontier_setup(settings, seed, kind))]

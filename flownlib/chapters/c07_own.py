@@ -206,9 +206,3 @@ def compared(name: str, made: OwnSetup, settings: Profile, seed: int) -> list[di
         gain = row["test_accuracy_mean"] - table.loc["zoo_held_out", "test_accuracy_mean"]
         add("accuracy_gain", method, [gain], networks=settings.samples_per_task)
     return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: both examples."""
-    torch.set_num_threads(1)
-    return [r for name, example in EXAMPLES.items() for r in compared(name, setup(settings, seed, example), settings, seed)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from flownlib.context import PCAFeatures, set_mean_context
 from flownlib.encoders import PCA, Encoder, WeightSpace
 from flownlib.evaluation import Reference
+from flownlib.extensions import graph_encoder, weight_tokens  # noqa: F401 (they register their architectures)
 from flownlib.extensions.backbone import Backbone, TorchvisionFeatures, torchvision_features, train_backbone
 from flownlib.flow import FlowTraining
 from flownlib.generators import FlowGenerator

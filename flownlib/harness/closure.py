@@ -1,8 +1,8 @@
 """Which code a function depends on: the import closure of its module inside this package, as one hash.
 
 Nothing is listed by hand, so nothing can be forgotten. Comments, docstrings and layout do not count. Beside a module's own
-source counts a file of the same name in another language, such as a compiled kernel's. The harness does not count: it
-stores, reads settings and reports, and what a function reads of the settings is in its key already.
+source counts a file of the same name in another language, such as a compiled kernel's. The harness and the plots do not
+count: they store, read settings, report and draw, and what a function reads of the settings is in its key already.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).resolve().parent.parent.parent
-HARNESS = __name__.rsplit(".", 1)[0]
+NO_METHOD = (__name__.rsplit(".", 1)[0], f"{PACKAGE}.plots")
 SOURCES = (".cpp", ".cu", ".js")
 
 
@@ -34,7 +34,7 @@ def closure(module: str) -> tuple[str, ...]:
     seen, todo = set(), [module]
     while todo:
         name = todo.pop()
-        if name not in seen and not name.startswith(HARNESS) and _path(name):
+        if name not in seen and not name.startswith(NO_METHOD) and _path(name):
             seen.add(name)
             todo += _parsed(name)[1]
     return tuple(sorted(seen))
@@ -61,6 +61,13 @@ def fingerprint(module: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def fingerprint_of(source: str) -> str:
+    """16 hex digits: a piece of code, such as a notebook's, and the code of every module of this package behind its imports."""
+    dump, imports = _read(source)
+    text = dump + "".join(fingerprint(name) for name in sorted(imports) if _path(name))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _path(module: str) -> Path | None:
     path = ROOT.joinpath(*module.split("."))
     candidates = (path.with_suffix(".py"), path / "__init__.py")
@@ -71,8 +78,17 @@ def _path(module: str) -> Path | None:
 def _parsed(module: str) -> tuple[str, frozenset[str]]:
     """A module's hash, and the modules of this package that it names in its imports."""
     path = _path(module)
-    tree = ast.parse(path.read_text())
-    imports: set[str] = set()
+    dump, imports = _read(path.read_text())
+    digest = hashlib.sha256(dump.encode())
+    for suffix in SOURCES:
+        if path.with_suffix(suffix).is_file():
+            digest.update(path.with_suffix(suffix).read_bytes())
+    return digest.hexdigest(), imports
+
+
+def _read(source: str) -> tuple[str, frozenset[str]]:
+    """Code without comments, docstrings and layout, and what it names of this package in its imports."""
+    tree, imports = ast.parse(source), set()
     typing_only = {inner for node in tree.body if _for_types(node) for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if node in typing_only:
@@ -85,11 +101,7 @@ def _parsed(module: str) -> tuple[str, frozenset[str]]:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body.pop(0)
-    digest = hashlib.sha256(ast.dump(tree).encode())
-    for suffix in SOURCES:
-        if path.with_suffix(suffix).is_file():
-            digest.update(path.with_suffix(suffix).read_bytes())
-    return digest.hexdigest(), frozenset(name for name in imports if name.split(".")[0] == PACKAGE)
+    return ast.dump(tree), frozenset(name for name in imports if name.split(".")[0] == PACKAGE)
 
 
 def _for_types(node: ast.stmt) -> bool:

@@ -39,6 +39,11 @@ class Reads:
             self._log[name] = value
         return value
 
+    @property
+    def read(self) -> dict[str, Any]:
+        """The settings read so far."""
+        return dict(self._log)
+
     def changed(self, **changes: Any) -> Reads:
         """The same settings with some replaced; those no longer depend on what was chosen."""
         return Reads(self._settings.changed(**changes), self._log, self._fixed | set(changes))
