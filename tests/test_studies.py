@@ -220,7 +220,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(run, path, tmp_pat
     ],
 )
 def test_bad_requests_are_refused_in_one_sentence(path, ran, tmp_path, capsys, more, words) -> None:
-    assert cli.main(["run", str(path), "--output", str(tmp_path / "out"), *more]) == 2
+    assert cli.main(["run", str(path), *more, "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert words in said.err and said.err.count("\n") == 1 and not said.out
     assert ran == [] and not (tmp_path / "out").exists()

@@ -80,8 +80,7 @@ def run(options: argparse.Namespace) -> int:
     claim(output, default=options.output is None)
     outcomes = runs.run_all(lives, profile, output, timeout, options.in_place)
     for jobs in seeded:
-        with runs.environment(FLOWN_PROFILE=profile):
-            outcomes += studies.run(jobs, profile, output, timeout, options.in_place, at_once)
+        outcomes += studies.run(jobs, profile, output, timeout, options.in_place, at_once)
     print(runs.summary(outcomes))
     return int(any(outcome.error for outcome in outcomes))
 

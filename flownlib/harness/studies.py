@@ -68,17 +68,18 @@ def run(
     A seed's file appears when its notebook has run to the end, so that a killed run leaves no half of one.
     """
     path, figures = jobs[0].path, results.run_folder(profile, output, committed)
-    settings, code = profiles.load(profile, jobs[0].parameters.get("overrides")), code_version(path)
-    files = {job.parameters["seed"]: results.seed_file(name_of(path), job.parameters["seed"], figures) for job in jobs}
-    todo = [job for job in jobs if not finished(files[job.parameters["seed"]], code, settings)]
+    name, code = name_of(path), code_version(path)
+    files = {job.parameters["seed"]: results.seed_file(name, job.parameters["seed"], figures) for job in jobs}
 
     with partial_folder(figures) as partial, runs.environment(**runs.variables(profile, partial)):
+        settings = profiles.load(profile, jobs[0].parameters.get("overrides"))
+        todo = [job for job in jobs if not finished(files[job.parameters["seed"]], code, settings)]
 
         def outcome_of(job: Job) -> runs.Outcome:
             with closing(ensure_event_loop()):  # this thread's, which papermill would leave open
                 outcome, seed = runs.execute(job, output, timeout), job.parameters["seed"]
             if not outcome.error:
-                outcome = keep(outcome, results.seed_file(name_of(path), seed, partial), files[seed], code)
+                outcome = keep(outcome, results.seed_file(name, seed, partial), files[seed], code)
             return runs.announced(outcome)
 
         with ThreadPoolExecutor(at_once) as pool:
@@ -87,7 +88,7 @@ def run(
         by_seed = {seed: read_json(file.read_text())["records"] for seed, file in files.items()}
         extra = {"settings": settings.as_dict(), "code_version": code}
         with runs.environment(FLOWN_RESULTS=str(figures)):
-            print(f"results: {results.write(f'study_{name_of(path)}', profile, aggregate(by_seed), **extra)}")
+            print(f"results: {results.write(f'study_{name}', profile, aggregate(by_seed), **extra)}")
     return outcomes
 
 
