@@ -73,7 +73,7 @@ def nothing_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A notebook that begins as all do."""
     cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
-    code = "from flownlib import start\nsettings = start.begin(globals())\nprint(settings.epochs, repr(seed), folder)"
+    code = "from flownlib.chapters import start\nsettings = start.begin(globals())\nprint(settings.epochs, repr(seed), folder)"
     cells.append(nbformat.v4.new_code_cell(code))
     made = nbformat.v4.new_notebook(cells=cells)
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -253,7 +253,7 @@ def test_what_a_notebook_may_begin_with() -> None:
     edited = {"profile": "smoke", "seed": 5, "overrides": {}, "In": ["", "seed = 5", "%matplotlib inline"]}
     assert start.begin(edited).profile == "smoke", "a person may have rewritten the cell"
     with pytest.raises(ValueError, match="run the parameters cell first: there is no profile yet"):
-        start.begin({"In": ["from flownlib import start"]})
+        start.begin({"In": ["from flownlib.chapters import start"]})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ("profiles.load", "set_num_threads", "use_style")  # what the one line stands for
 WRITES = """
 import torch
-from flownlib import results, start
+from flownlib.chapters import start
+from flownlib.harness import results
 settings = start.begin(globals())
 from matplotlib.figure import Figure
 from flownlib.statistics import mean_interval
