@@ -12,7 +12,6 @@ from flownlib.evaluation import MEASURES, compare, error_overlap, evaluate
 from flownlib.extensions.pca import PCA
 from flownlib.generators import FlowGenerator, FlowTraining
 from flownlib.harness.cache import load_artifact, save_artifact
-from flownlib.harness.studies import aggregate
 from flownlib.vae import VAE, VAESettings, behaviour_distance, train_vae
 
 
@@ -150,9 +149,3 @@ def test_contexts_ignore_order_and_follow_labels(tasks):
     assert torch.allclose(set_mean_context(features, relabel[labels], 4).view(4, 3)[relabel], y.view(4, 3))
     with pytest.raises(ValueError, match="needs support images of each of the 5 classes"):
         set_mean_context(features, labels, 5)
-
-
-def test_studies_aggregate_seeds_as_units():
-    record = lambda values: {"quantity": "test_accuracy_mean", "method": "soup", "setting": {"zoo": "shared"}, "values": values}
-    (row,) = aggregate([[record([0.1, 0.3])], [record([0.4])], [record([0.6])]])
-    assert row["value"] == pytest.approx(0.4) and row["n"] == 3 and row["seeds"] == [0, 1, 2]

@@ -62,7 +62,7 @@ def nothing_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("FLOWN_PROFILE", "FLOWN_RESULTS", "FLOWN_BACKEND", "FLOWN_GROUP", "RANK", "WORLD_SIZE"):
             patch.delenv(name, raising=False)
         patch.setattr(runs, "run_all", reached)
-        patch.setattr(studies, "seed_records", reached)
+        patch.setattr(studies, "run", reached)
         patch.setattr(training, "draw_images", reached)
         patch.setattr(benchmarks, "COMMANDS", {name: (reached, 3) for name in benchmarks.COMMANDS})
         patch.chdir(tmp_path_factory.mktemp("here"))
@@ -176,7 +176,7 @@ def test_every_value_of_every_profile_passes_at_every_door(path: Path) -> None:
         with pytest.raises(ReachedError):
             command_line.main(["run", str(path), "--profile", profile, *texts])
         namespace = {"In": [PARAMETERS], "profile": profile, "seed": 3, "overrides": values, "folder": ""}
-        assert start.begin(namespace) == made
+        assert start.begin(namespace).as_dict() == made.as_dict()
 
 
 def test_the_table_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,8 +393,9 @@ def test_ranks_and_folders(monkeypatch: pytest.MonkeyPatch, given: dict) -> None
 
 OPTIONS = {
     (command_line.main, "run", "--timeout"): command_line.TIMEOUT,
-    (command_line.main, "study", "zoo", "--seeds"): command_line.SEEDS,
-    (command_line.main, "study", "zoo", "--profile"): ENVIRONMENT["FLOWN_PROFILE"],
+    (command_line.main, "run", "studies/01_zoo", "--seeds"): notebooks.PARAMETERS["seed"],
+    (command_line.main, "run", "studies/01_zoo", "--jobs"): command_line.JOBS,
+    (command_line.main, "run", "--profile"): ENVIRONMENT["FLOWN_PROFILE"],
     (benchmarks.main, "zoo", "--rounds"): benchmarks.ROUNDS,
     (benchmarks.main, "workers", "--networks"): benchmarks.NETWORKS,
 }
@@ -410,7 +411,7 @@ def test_options(found: tuple[tuple[Any, ...], str]) -> None:
 def test_good_options_get_to_work(path: Path) -> None:
     for main, arguments in (
         (command_line.main, ["run", str(path), "--timeout", "1", "--output", "out"]),
-        (command_line.main, ["study", "zoo", "--seeds", "1"]),
+        (command_line.main, ["run", "studies/01_zoo", "--seeds", "1", "--output", "out"]),
         (benchmarks.main, ["zoo", "--rounds", "2", "--networks", "4", "8"]),
     ):
         with pytest.raises(ReachedError), contextlib.redirect_stderr(io.StringIO()):
@@ -426,7 +427,7 @@ def test_files_in_the_way(path: Path) -> None:
         ["report", "--print", "--results", "results"],
         ["report", "--print", "--results", "nowhere"],
         ["report", "--results", "results"],
-        ["study", "\x00" * 1000],
+        ["run", "\x00" * 1000],
     ):
         refused(command_line.main, *arguments)
     for classifier in ("elvish", "mlp_1x28x28_9999999_9999999_10"):

@@ -266,7 +266,10 @@ def test_resnet_by_layer_name():
 
 
 def test_the_study_pairs_each_rank_with_full_fine_tuning_and_is_drawn(smoke):
-    records = studies_lora.run_seed(0, smoke)
+    tasks, training = studies_lora.alphabets(smoke), Training(smoke.lora_epochs, smoke.batch_size)
+    base = studies_lora.base_weights(smoke, 0, tasks)
+    every = studies_lora.Comparison.of(studies_lora.MODEL, base, tasks, training, 0)
+    records = studies_lora.compare(every, every, studies_lora.spaces(base), studies_lora.LEARNING_RATES[:1], {})
     accuracy = {r["method"] + str(r["setting"].get("rank")): r for r in records if r["quantity"] == "test_accuracy_mean"}
     assert len(accuracy) == 2 + len(studies_lora.RANKS) and all(len(r["values"]) == 12 for r in records)
     (gain,) = [r for r in records if r["quantity"] == "accuracy_gain" and r["setting"]["rank"] == 1]

@@ -36,6 +36,7 @@ def prose(notebook: nbformat.NotebookNode) -> str:
 
 def test_the_notebooks_of_the_readme_are_all_there() -> None:
     assert [path.stem.split("_")[0] for path in PATHS] == ["00", "01", "02", "03", "04", "05", "06", "07"]
+    assert notebooks.available() == PATHS and notebooks.find("studies/03_generation") in notebooks.studies()
 
 
 def test_it_was_run_from_top_to_bottom_without_an_error(code) -> None:

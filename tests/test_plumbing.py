@@ -101,10 +101,6 @@ def test_a_file_that_is_no_notebook_is_refused(tmp_path, capsys) -> None:
     assert "not a notebook" in refused(capsys, "run", str(tmp_path / "10_text.ipynb"))
 
 
-def test_unknown_study_is_refused(capsys) -> None:
-    assert "no study 'nothing'" in refused(capsys, "study", "nothing")
-
-
 def test_values_are_converted_to_the_annotated_type(tmp_path) -> None:
     path = notebook(tmp_path / "10_fine.ipynb")
     job = notebooks.prepare(path, "smoke", {"seed": "3", "rate": "1", "epochs": "2", "learning_rate": "1"})
@@ -272,7 +268,7 @@ def test_results_are_written_whole_and_read_back(tmp_path, monkeypatch) -> None:
     path.write_text(path.read_text()[:40])
     with pytest.raises(ValueError, match="not a results file"):
         results.read("study_test", path.parent)
-    with pytest.raises(ValueError, match="flownlib study other"):
+    with pytest.raises(ValueError, match="run the study other"):
         results.read("study_other", path.parent)
 
 

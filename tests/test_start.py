@@ -36,7 +36,7 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(params=sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.fixture(params=sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb")), ids=lambda path: path.stem)
 def sources(request: pytest.FixtureRequest) -> list[str]:
     """A notebook's code cells."""
     return [cell.source for cell in nbformat.read(request.param, 4).cells if cell.cell_type == "code"]

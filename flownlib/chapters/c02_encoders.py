@@ -184,18 +184,9 @@ def compare_widths(seed: int, settings: Profile) -> list[dict]:
     """Raw records of one seed: one graph encoder on perceptrons of three widths, of which it was trained on two."""
     torch.set_num_threads(1)
     zoos = width_zoos(settings, seed)
-    graph, records = fit_widths(settings, seed, zoos), []
-    for kind, split in zoos.items():
-        fits = {"vae_graph": replace(graph, encoder=at_width(graph.encoder, split[0]))}
-        records += compare_on(kind, split, fits, settings)
-    return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: every encoder of the comparison on every kind of zoo."""
-    return compare(dict.fromkeys(ZOOS, COMPARED), seed, settings)
-
-
-def run_refined(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: what was made to answer what the comparison left open, and graphs of several widths."""
-    return compare(REFINED, seed, settings) + compare_widths(seed, settings)
+    graph = fit_widths(settings, seed, zoos)
+    return [
+        record
+        for kind, split in zoos.items()
+        for record in compare_on(kind, split, {"vae_graph": replace(graph, encoder=at_width(graph.encoder, split[0]))}, settings)
+    ]

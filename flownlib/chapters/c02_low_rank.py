@@ -113,14 +113,6 @@ def spaces(base: Tensor) -> dict[int, LoRA]:
     return {0: LoRA.of(MODEL.layout, base, 0, (), HEAD)} | ranks
 
 
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """One training seed: the base is trained anew; raw accuracies and paired gains on full fine-tuning, one value a task."""
-    tasks, training = alphabets(settings), Training(settings.lora_epochs, settings.batch_size)
-    base = base_weights(settings, seed, tasks)
-    tuning, comparison = (Comparison.of(MODEL, base, part, training, seed) for part in (tasks[:TUNED_ON], tasks))
-    return compare(tuning, comparison, spaces(base), LEARNING_RATES, {})
-
-
 def compare(
     tuning: Comparison, comparison: Comparison, by_rank: dict[int, LoRA], candidates: Sequence[float], setting: dict
 ) -> list[dict]:

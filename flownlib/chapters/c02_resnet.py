@@ -8,12 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flownlib.chapters.c02_low_rank import RANKS, Comparison, compare
-from flownlib.chapters.shared_resnet import Example, base_checkpoint, colour_task, own_model
+from flownlib.chapters.shared_resnet import Example, base_checkpoint, own_model
 from flownlib.extensions.frozen_prefix import SuffixClassifier
-from flownlib.extensions.lora import LoRA
 from flownlib.harness.profiles import Profile
-from flownlib.speed.plan import Training
 
 MATRICES = ("layer4.*.conv?.weight", "layer4.*.downsample.0.weight")
 WHOLE = ("layer4.*.bn?.*", "layer4.*.downsample.1.*", "fc.*")
@@ -35,14 +32,3 @@ def without_head(model: SuffixClassifier, seed: int) -> Tensor:
         if name.startswith("fc."):
             base[place] = 0.0
     return base
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """One training seed: the network is pre-trained anew; raw accuracies and paired gains, one value an alphabet."""
-    torch.set_num_threads(1)
-    model, training = stage(settings, seed), Training(settings.own_epochs, settings.batch_size)
-    base, tasks = without_head(model, seed), [model.task(colour_task(name, settings)) for name in ALPHABETS]
-    ranks = {rank: LoRA.of(model.layout, base, rank, MATRICES, WHOLE) for rank in RANKS}
-    by_rank = {0: LoRA.of(model.layout, base, 0, (), ("fc.*",))} | ranks
-    tuning, comparison = (Comparison.of(model, base, part, training, seed) for part in (tasks[:TUNED_ON], tasks))
-    return compare(tuning, comparison, by_rank, LEARNING_RATES, {"layers": "layer4"})

@@ -5,20 +5,17 @@ from __future__ import annotations
 import time
 
 import pandas as pd
-import torch
 
 from flownlib.baselines import all_baselines
 from flownlib.chapters import shared
 from flownlib.chapters.records import Records
 from flownlib.chapters.shared_methods import (
     GRID,
-    KINDS,
     Choice,
     Setup,
     caml_flow,
     fitted,
     make,
-    setup,
     tuned,
     vae_of,
     variant,
@@ -29,7 +26,6 @@ from flownlib.evaluation import MEASURES, compare, evaluate
 from flownlib.extensions.fresh_networks import FreshNetworks
 from flownlib.flow import GaussianPrior
 from flownlib.generators import FlowGenerator, Generator
-from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
 from flownlib.scoring import score
 
@@ -73,20 +69,6 @@ def validation_accuracy(generator: Generator, experiment: Setup) -> list[float]:
             float(score(experiment.zoo.train.model, weights, task.validation.x, task.validation.y).accuracy.mean())
         )
     return accuracies
-
-
-def tune_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: validation accuracy of every setting that a method may choose, one value a task."""
-    torch.set_num_threads(1)
-    records = []
-    for kind in KINDS:
-        made = setup(settings, seed, kind)
-        for method, choices in GRID.items():
-            for choice in choices:
-                generator, _ = fitted(make(method, made, choice), made)
-                setting, values = {"zoo": kind, **choice}, validation_accuracy(generator, made)
-                records.append({"quantity": "validation_accuracy", "method": method, "setting": setting, "values": values})
-    return records
 
 
 def contenders(experiment: Setup) -> tuple[list[Generator], dict[str, float]]:
@@ -153,9 +135,3 @@ def records_of(table: pd.DataFrame, best: dict[str, float], experiment: Setup) -
         for quantity in (*MEASURES, "accuracy_gain", "best_gain"):
             records.add(quantity, method, rows[quantity].tolist())
     return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: every method, control and null on both kinds of zoo."""
-    torch.set_num_threads(1)
-    return [record for kind in KINDS for record in run_kind(setup(settings, seed, kind))]

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from flownlib.chapters import c04_initialisations
 from flownlib.chapters.records import Records
-from flownlib.extensions import adaptation
 from flownlib.extensions.adaptation import EPOCHS
 from flownlib.extensions.episodes import FAR, Episodes
 from flownlib.harness.profiles import Profile
-from flownlib.networks import cnn_embed
 
 RIVAL = "prototypical_centroid"
 
@@ -84,21 +82,3 @@ def reward_records(settings: Profile, seed: int, data: c04_initialisations.Data,
                 for distance, group in by_distance(values, episodes).items():
                     records.add(quantity, name, group, distance=distance, reward=reward, **over)
     return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """One training seed: raw values, one an episode or a task, for the live methods and two controls.
-
-    The controls: the rival's body trained three times as long, and the class-token flow taught by queries only.
-    """
-    found, model = c04_initialisations.data(settings, seed), cnn_embed()
-    pool, images = found.pools.train, model.num_classes * c04_initialisations.SHOT
-    methods = c04_initialisations.initialisations(settings, seed, found)
-    longer = c04_initialisations.prototype_body(settings, seed, pool, times=3)
-    methods["prototypical_centroid_3x"] = lambda e: adaptation.centroid_networks(model, longer.weights, e, longer.scale)
-    methods["class_tokens_queries_only"] = c04_initialisations.sampler(
-        c04_initialisations.queried_flow(settings, seed, pool, imitate=False).flow, seed
-    )
-    curves = c04_initialisations.compare(model, methods, found, seed)
-    records = curve_records(curves, found.test, images) + task_records(curves, found.test, images)
-    return records + reward_records(settings, seed, found, images)

@@ -253,9 +253,3 @@ def raw_records(accuracies: dict[tuple[str, str, int], Tensor]) -> list[dict]:
             gain = values - accuracies[rival, domain, shot]
             records.add("accuracy_gain", method, gain.tolist(), domain=domain, shot=shot, over=rival)
     return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """One training seed: backbone, heads, flows and CAML are trained anew, episodes are drawn anew."""
-    found = data(settings, seed)
-    return raw_records(compare(trained(settings, seed, found), found, seed))

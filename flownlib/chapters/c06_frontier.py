@@ -19,7 +19,7 @@ from torch import Tensor
 from flownlib.baselines import Gaussian, Interpolation, Noise, Retrieval, Soup
 from flownlib.chapters import shared
 from flownlib.chapters.records import Records
-from flownlib.chapters.shared_methods import KINDS, Setup, fitted, setup
+from flownlib.chapters.shared_methods import Setup, fitted, setup
 from flownlib.context import Contexts, mean_contexts, nearest_task
 from flownlib.encoders import WeightSpace
 from flownlib.evaluation import HELD_OUT, MEASURES, evaluate
@@ -167,9 +167,3 @@ def verdicts(table: pd.DataFrame) -> dict[tuple[str, float], tuple[float, float]
         for point in every
         if point.method in OURS
     }
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: every start and share of further training on both kinds of zoo."""
-    torch.set_num_threads(1)
-    return [record for kind in KINDS for record in run_kind(frontier_setup(settings, seed, kind))]

@@ -201,9 +201,3 @@ def compared(name: str, own: OwnSetup, settings: Profile, seed: int) -> list[dic
         for quantity in (*MEASURES, "accuracy_gain"):
             records.add(quantity, method, [row[quantity]], networks=n)
     return records
-
-
-def run_seed(seed: int, settings: Profile) -> list[dict]:
-    """Raw records of one seed: both examples."""
-    torch.set_num_threads(1)
-    return [r for name, example in EXAMPLES.items() for r in compared(name, setup(settings, seed, example), settings, seed)]

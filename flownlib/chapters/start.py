@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flownlib.harness import notebooks, profiles
+from flownlib.harness.memo import Reads
 from flownlib.harness.notebooks import Parameter
-from flownlib.harness.profiles import Profile
 from flownlib.harness.settings import check_environment
 from flownlib.plots import style as figures
 from flownlib.speed import workers
@@ -21,8 +21,8 @@ USUAL = {
 }
 
 
-def begin(namespace: dict[str, Any]) -> Profile:
-    """The settings that a notebook's parameters ask for; sets the figures' style and the number of threads.
+def begin(namespace: dict[str, Any]) -> Reads:
+    """The settings that a notebook's parameters ask for, and which of them it reads; sets figures' style and the threads.
 
     The parameters may come from the parameters cell or from papermill, whose own `-p` checks neither names nor types. They
     are checked as `python -m flownlib run -p` does, and written back: a text such as "3" as the number that is meant.
@@ -43,7 +43,7 @@ def begin(namespace: dict[str, Any]) -> Profile:
     namespace.update(values)
     figures.use_style()
     workers.set_threads()
-    return settings
+    return Reads(settings, {})
 
 
 def parameters_in(cells: Sequence[str]) -> tuple[dict[str, Parameter], list[str]]:

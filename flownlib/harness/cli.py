@@ -1,4 +1,4 @@
-"""The command line: `python -m flownlib run · study · report · settings · doctor`."""
+"""The command line: `python -m flownlib run · report · settings · doctor`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from flownlib.harness.settings import (
     from_environment,
     one_line,
     rows,
-    rules,
     shown,
     table,
 )
 
 TIMEOUT = Rule(int, "seconds that one cell may take", 1, 10_000_000)
-SEEDS = rules(Profile)["study_seeds"]
+JOBS = Rule(int, "seeds of a study that are run at once", 1, 1024)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,17 +29,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="run notebooks headlessly, all of them by default")
-    run.add_argument("notebooks", nargs="*", help="numbers, stems or paths, e.g. 03 or notebooks/03_flow_matching.ipynb")
+    run.add_argument("notebooks", nargs="*", help="numbers, stems or paths, e.g. 03 or studies/03_generation")
+    run.add_argument("--seeds", nargs="+", help="of a study; seeds that are done for this code and these settings are kept")
+    run.add_argument("--jobs", help=f"{JOBS.meaning}: {JOBS.allowed} (default: 1)")
     run.add_argument("--profile", help="smoke (seconds), tutorial (minutes on a laptop, the default) or paper (GPU)")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter or setting")
     run.add_argument("--output", type=Path, help="folder of the executed copies (default: build/notebooks)")
     run.add_argument("--timeout", default="1800", help=f"{TIMEOUT.meaning}: {TIMEOUT.allowed} (default: 1800)")
     run.add_argument("--in-place", action="store_true", help="make this run the committed one: outputs, figures, numbers")
-
-    study = commands.add_parser("study", help="many seeds of one question, resumable")
-    study.add_argument("name", nargs="?", help="which study; leave it out for a list")
-    study.add_argument("--profile", help="smoke, tutorial (the default) or paper")
-    study.add_argument("--seeds", help=f"{SEEDS.meaning}: {SEEDS.allowed} (default: the profile's)")
 
     report = commands.add_parser("report", help="write the README's results from figures/results")
     how = report.add_mutually_exclusive_group()
@@ -62,22 +58,28 @@ def profile_of(options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Check everything, run the notebooks, print minutes and memory; returns 1 if one failed."""
-    from flownlib.harness import notebooks, runs
+    from flownlib.harness import notebooks, runs, studies
     from flownlib.harness.folders import claim, project_root
 
     profile = profile_of(options)
     if options.in_place and (options.parameters or profile != "tutorial"):
         raise ValueError("--in-place makes committed outputs: only the tutorial profile, and no -p")
     given, timeout = pairs(options.parameters), TIMEOUT.parse("--timeout", options.timeout)
+    at_once = JOBS.parse("--jobs", options.jobs or "1")
     with runs.environment(FLOWN_PROFILE=profile):
-        paths = [notebooks.find(name) for name in options.notebooks] or notebooks.available()
+        paths = list(dict.fromkeys([notebooks.find(name) for name in options.notebooks] or notebooks.available()))
         if not paths:
             raise ValueError("there are no notebooks in the folder notebooks/")
-        jobs = [notebooks.prepare(path, profile, given) for path in dict.fromkeys(paths)]
+        if (options.seeds or options.jobs) and not all(map(studies.is_study, paths)):
+            raise ValueError("--seeds and --jobs are for studies: name some of notebooks/studies/, e.g. studies/03_generation")
+        lives = [notebooks.prepare(path, profile, given) for path in paths if not studies.is_study(path)]
+        seeded = [studies.prepare(path, profile, given, options.seeds) for path in paths if studies.is_study(path)]
     output = options.output or project_root() / "build" / "notebooks"
-    runs.check_copies(jobs, output)
+    runs.check_copies([*lives, *(job for jobs in seeded for job in jobs)], output)
     claim(output, default=options.output is None)
-    outcomes = runs.run_all(jobs, profile, output, timeout, options.in_place)
+    outcomes = runs.run_all(lives, profile, output, timeout, options.in_place)
+    for jobs in seeded:
+        outcomes += studies.run(jobs, profile, output, timeout, options.in_place, at_once)
     print(runs.summary(outcomes))
     return int(any(outcome.error for outcome in outcomes))
 
@@ -95,20 +97,6 @@ def pairs(texts: list[str]) -> dict[str, str]:
             raise ValueError(f"-p takes name=value, once for each name, not {shown(text)}")
         found[name] = value
     return found
-
-
-def study(options: argparse.Namespace) -> int:
-    """Run a study and say where its results are, or list the studies."""
-    from flownlib.harness import runs, studies
-
-    if options.name is None:
-        for name, known in studies.STUDIES.items():
-            print(f"{name:<16} about {known.minutes:g} minutes: {known.about}")
-        return 0
-    profile, seeds = profile_of(options), None if options.seeds is None else SEEDS.parse("--seeds", options.seeds)
-    with runs.environment(FLOWN_PROFILE=profile):
-        print(f"results: {studies.run(options.name, profile, seeds)}")
-    return 0
 
 
 def report(options: argparse.Namespace) -> int:
@@ -157,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that cannot print ✓ prints ?
     options = parser().parse_args(arguments)
-    commands = {"run": run, "study": study, "report": report, "settings": settings, "doctor": doctor}
+    commands = {"run": run, "report": report, "settings": settings, "doctor": doctor}
     try:
         check_environment()
         return commands[options.command](options)

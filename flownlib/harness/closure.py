@@ -1,8 +1,8 @@
 """Which code a function depends on: the import closure of its module inside this package, as one hash.
 
 Nothing is listed by hand, so nothing can be forgotten. Comments, docstrings and layout do not count. Beside a module's own
-source counts a file of the same name in another language, such as a compiled kernel's. The harness does not count: it
-stores, reads settings and reports, and what a function reads of the settings is in its key already.
+source counts a file of the same name in another language, such as a compiled kernel's. The harness and the plots do not
+count: they store, read settings, report and draw, and what a function reads of the settings is in its key already.
 
 The source is that of the moment when this module is imported: what is edited later is not what runs in this process.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).resolve().parent.parent.parent
-HARNESS = __name__.rsplit(".", 1)[0]
+NO_METHOD = (__name__.rsplit(".", 1)[0], f"{PACKAGE}.plots")
 LANGUAGES = (".cpp", ".cu", ".js")
 
 
@@ -57,7 +57,7 @@ def closure(module: str) -> tuple[str, ...]:
     seen, todo = set(), [module]
     while todo:
         name = todo.pop()
-        if name in seen or name not in PATHS or (name.startswith(HARNESS) and name != module):
+        if name in seen or name not in PATHS or (name.startswith(NO_METHOD) and name != module):
             continue
         seen.add(name)
         todo += [*_parsed(name).imports, *_writers().get(name, ()), name.rpartition(".")[0]]
@@ -83,6 +83,15 @@ def fingerprint(module: str) -> str:
     """16 hex digits: the code of everything in `closure(module)`."""
     text = "".join(f"{name}:{_parsed(name).digest}" for name in closure(module))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint_of(source: str) -> str:
+    """16 hex digits: a piece of code, such as a notebook's, and the code of every module of this package behind its imports."""
+    tree = ast.parse(source)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {name for node in nodes for _, found in _imported(node, PACKAGE) for name in found}
+    code = [fingerprint(name) for name in sorted(names) if name in PATHS and not name.startswith(NO_METHOD)]
+    return hashlib.sha256("".join([_shape(tree), *code]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ class Reads:
     def __reduce__(self) -> Any:
         raise TypeError("settings cannot leave a cached function for another process, where nobody notes what is read")
 
+    @property
+    def read(self) -> dict[str, Any]:
+        """The settings read so far."""
+        return dict(self._log)
+
     def changed(self, **changes: Any) -> Reads:
         """The same settings with some replaced; those no longer depend on what was chosen."""
         return Reads(self._settings.changed(**changes), self._log, self._fixed | set(changes))

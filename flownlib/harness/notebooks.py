@@ -20,6 +20,7 @@ from flownlib.harness.pictures import smaller_png
 from flownlib.harness.settings import SEED, Rule, one_line, rules, shown
 
 PARAMETERS = {"seed": Rule(int, "every random number follows from it", *SEED)}  # others have only a type
+STUDIES = "studies"  # the folder of notebooks that are run over several seeds
 FOLDER = "folder"  # the parameter that names one
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 PICTURE = "image/png"
@@ -41,6 +42,12 @@ class Job:
 
     path: Path
     parameters: dict[str, Any] = field(default_factory=dict)
+    suffix: str = ""  # tells the executed copies of one notebook apart
+
+    @property
+    def copy(self) -> str:
+        """The file name of the executed copy."""
+        return f"{self.path.stem}{self.suffix}.ipynb"
 
 
 def available() -> list[Path]:
@@ -48,8 +55,13 @@ def available() -> list[Path]:
     return sorted((project_root() / "notebooks").glob("*.ipynb"))
 
 
+def studies() -> list[Path]:
+    """The notebooks that are run over several seeds."""
+    return sorted((project_root() / "notebooks" / STUDIES).glob("*.ipynb"))
+
+
 def find(name: str) -> Path:
-    """A notebook by number ("3", "03"), by stem ("03_flow_matching") or by path.
+    """A notebook by number ("3", "03"), by stem ("03_flow_matching", "studies/03_generation") or by path.
 
     Raises:
         ValueError: if there is no such notebook.
@@ -57,12 +69,11 @@ def find(name: str) -> Path:
     if name.endswith(".ipynb") and Path(name).is_file():
         return Path(name).resolve()
     stem = name.removesuffix(".ipynb")
-    for path in available():
-        if stem == path.stem or (stem.isdigit() and path.stem.startswith(f"{int(stem):02d}_")):
+    known = {path.stem: path for path in available()} | {f"{STUDIES}/{path.stem}": path for path in studies()}
+    for other, path in known.items():
+        if stem == other or (stem.isdigit() and other.startswith(f"{int(stem):02d}_")):
             return path
-    raise ValueError(
-        f"there is no notebook {name!r}; choose from {', '.join(path.stem for path in available()) or 'none so far'}"
-    )
+    raise ValueError(f"there is no notebook {name!r}; choose from {', '.join(known) or 'none so far'}")
 
 
 def load(path: Path) -> nbformat.NotebookNode:

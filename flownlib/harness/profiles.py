@@ -112,8 +112,6 @@ class Profile:
     lora_test_images: int = setting(2000, "images to report on", 10, 1_000_000)
     lora_epochs: int = setting(10, "passes over the training images", 1, 100_000)
 
-    study_seeds: int = setting(3, "repetitions of every study", 1, 100_000, chapter="studies")
-
     frontier_tasks: int = setting(
         3, "of the eight alphabets in distribution", 1, 8, chapter="accuracy with diversity (study frontier)"
     )

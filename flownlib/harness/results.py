@@ -1,6 +1,6 @@
 """Results on disk: records with an interval each, in one vocabulary, and the figures beside them.
 
-Committed results live in figures/, where only studies, benchmarks and `run --in-place` write. A notebook that a reader
+Committed results live in figures/, where only benchmarks and `run --in-place` write. A notebook that a reader
 runs, by whatever program, writes to build/, or to the folder that the environment variable FLOWN_RESULTS names.
 """
 
@@ -14,11 +14,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from flownlib.harness.folders import project_root, write_file
+from flownlib.harness.memo import Reads
 from flownlib.harness.pictures import smaller_png
 from flownlib.harness.profiles import PROFILES
 from flownlib.harness.settings import one_line, read_json
@@ -67,6 +70,12 @@ def results_folder(profile: str, committed: bool = False) -> Path:
     if profile == "smoke":
         return project_root() / "build" / "smoke-figures"
     return project_root() / ("figures" if committed else "build/figures")
+
+
+def run_folder(profile: str, output: Path, committed: bool = False) -> Path:
+    """Where the figures of `python -m flownlib run` go, absolute: beside its executed copies unless they are committed."""
+    fixed = committed or os.environ.get("FLOWN_RESULTS")
+    return (results_folder(profile, committed) if fixed else output / "figures").resolve()
 
 
 def record(quantity: str, method: str, setting: Mapping[str, Any], interval: Interval, seeds: Sequence[int]) -> dict[str, Any]:
@@ -147,6 +156,41 @@ def write(name: str, profile: str, records: Sequence[Mapping[str, Any]], committ
     return path
 
 
+def frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Raw records of one seed as a table: one row a record with its quantity, method, settings, and its values' mean and n."""
+    rows = [{**raw, **raw["setting"], "mean": fmean(raw["values"]), "n": len(raw["values"])} for raw in records]
+    return pd.DataFrame(rows).drop(columns=["setting", "values"])
+
+
+def seed_file(name: str, seed: int, folder: Path) -> Path:
+    """The file of one seed's raw records of a study, in a folder of figures."""
+    return folder / "results" / f"study_{name}" / f"seed_{seed}.json"
+
+
+def _summary(raw: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    mean = fmean(raw["values"] or [math.nan])
+    return record(raw["quantity"], raw["method"], raw["setting"], Interval(mean, mean, mean, len(raw["values"])), [seed])
+
+
+def write_seed(name: str, seed: int, settings: Reads, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Write one seed's raw records of a study, unrounded, with the settings that were read; returns the file's path.
+
+    Args:
+        name: the study's.
+        seed: of the study's random numbers.
+        settings: as `start.begin` returns them.
+        records: {"quantity", "method", "setting", "values"}; the values are of independent units, such as tasks.
+
+    Raises:
+        ValueError: for a record outside the schema, or without values.
+    """
+    check_all([_summary(raw, seed) for raw in records])
+    path = seed_file(name, seed, results_folder(settings.profile))
+    content = {"study": name, "seed": seed, "settings": settings.read, "records": list(records)}
+    write_file(path, json.dumps(content).encode())
+    return path
+
+
 def read(name: str, folder: Path | str | None = None) -> dict[str, Any]:
     """The contents of <name>.json among the committed results, or in another results folder.
 
@@ -155,7 +199,7 @@ def read(name: str, folder: Path | str | None = None) -> dict[str, Any]:
     """
     path = Path(folder or project_root() / "figures" / "results") / f"{name}.json"
     if not path.is_file():
-        maker = f"python -m flownlib study {name.removeprefix('study_')}" if name.startswith("study_") else f"notebook {name}"
+        maker = f"the study {name.removeprefix('study_')}" if name.startswith("study_") else f"notebook {name}"
         raise ValueError(f"there are no results {path.name} yet: run {maker}")
     try:
         found = read_json(path.read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ CELL_TIMEOUT = 1800  # seconds
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: wall-clock seconds, peak memory, and one sentence where it failed."""
+    """What became of a job: its executed copy, wall-clock seconds, peak memory, and one sentence where it failed."""
 
     path: Path
     seconds: float
@@ -109,7 +109,7 @@ def execute(job: Job, output: Path, timeout: int = CELL_TIMEOUT) -> Outcome:
 
     The copy is put there when the run is over, so that a killed run leaves no half of one.
     """
-    copy, start, error = output / job.path.name, time.perf_counter(), None
+    copy, start, error = output / job.copy, time.perf_counter(), None
     bar = False if quiet() else {"desc": job.path.stem, "leave": False}
     with Memory() as memory, private_sockets() as config, partial_folder(output) as partial:
         made = partial / copy.name
@@ -140,7 +140,7 @@ def execute(job: Job, output: Path, timeout: int = CELL_TIMEOUT) -> Outcome:
             os.replace(made, copy)
     if error:
         error = f"{job.path.stem} failed {_failing_cell(copy)}: {error} (executed copy: {copy})"
-    return Outcome(job.path, time.perf_counter() - start, memory.peak_gib, error)
+    return Outcome(copy, time.perf_counter() - start, memory.peak_gib, error)
 
 
 def _failing_cell(copy: Path) -> str:
@@ -160,10 +160,10 @@ def check_copies(jobs: Sequence[Job], output: Path) -> None:
     Raises:
         ValueError: naming the file.
     """
-    names = [job.path.name.casefold() for job in jobs]  # one file on some disks
+    names = [job.copy.casefold() for job in jobs]  # one file on some disks
     for job in jobs:
-        copy = output / job.path.name
-        if names.count(job.path.name.casefold()) > 1:
+        copy = output / job.copy
+        if names.count(job.copy.casefold()) > 1:
             raise ValueError(
                 f"two of the notebooks are called {job.path.name}, and so would be their copies: run one at a time"
             )
@@ -189,24 +189,32 @@ def run_all(
     Figures and numbers go to `output`/figures, or where FLOWN_RESULTS says, so that a reader's run does not change the
     committed ones; with `in_place` they and the notebooks' outputs are the new committed ones.
     """
-    figures = results.results_folder(profile, committed=True) if in_place else output / "figures"
-    chosen = Path(os.environ.get("FLOWN_RESULTS") or figures).resolve()  # a kernel stands elsewhere
-    variables = {"FLOWN_PROFILE": profile, "FLOWN_RESULTS": str(chosen), "FLOWN_CACHE": str(cache_root().resolve())}
-    variables["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    chosen = results.run_folder(profile, output, in_place)
     outcomes = []
     for job in jobs:
-        with environment(**variables):
+        with environment(**variables(profile, chosen)):
             outcome = execute(job, output, timeout)
         if in_place and not outcome.error:
             try:
                 write_back(job.path, output / job.path.name)
             except ValueError as error:
                 outcome = replace(outcome, error=str(error))
-        print(f"{'✗' if outcome.error else '✓'} {job.path.stem}: {outcome.seconds / 60:.1f} min", flush=True)
-        if outcome.error:
-            print(outcome.error, file=sys.stderr, flush=True)
-        outcomes.append(outcome)
+        outcomes.append(announced(outcome))
     return outcomes
+
+
+def variables(profile: str, figures: Path) -> dict[str, str]:
+    """What every kernel is told by its environment; `figures` is absolute, for a kernel stands elsewhere."""
+    places = {"FLOWN_RESULTS": str(figures), "FLOWN_CACHE": str(cache_root().resolve())}
+    return {"FLOWN_PROFILE": profile, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **places}
+
+
+def announced(outcome: Outcome) -> Outcome:
+    """The outcome, after a line that says what became of the job."""
+    print(f"{'✗' if outcome.error else '✓'} {outcome.path.stem}: {outcome.seconds / 60:.1f} min", flush=True)
+    if outcome.error:
+        print(outcome.error, file=sys.stderr, flush=True)
+    return outcome
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -214,7 +222,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     rows = [
         (outcome.path.stem, outcome.seconds / 60, outcome.peak_gib, "failed" if outcome.error else "") for outcome in outcomes
     ]
-    rows.append(("in all", sum(row[1] for row in rows), max(row[2] for row in rows), ""))
+    rows.append(("in all", sum(row[1] for row in rows), max((row[2] for row in rows), default=0.0), ""))
     width = max(len(row[0]) for row in rows)
     heading = f"{'notebook':<{width}}  minutes  peak memory"
     lines = [f"{name:<{width}}  {minutes:7.1f}  {peak:7.1f} GiB  {mark}".rstrip() for name, minutes, peak, mark in rows]
