@@ -1,8 +1,8 @@
 """Which code a function depends on: the import closure of its module inside this package, as one hash.
 
 Nothing is listed by hand, so nothing can be forgotten. Comments, docstrings and layout do not count. Beside a module's own
-source counts a file of the same name in another language, such as a compiled kernel's. The harness does not count: it
-stores, reads settings and reports, and what a function reads of the settings is in its key already.
+source counts a file of the same name in another language, such as a compiled kernel's. The harness and the plots do not
+count: they store, read settings, report and draw, and what a function reads of the settings is in its key already.
 
 The source is that of the moment when this module is imported: what is edited later is not what runs in this process.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).resolve().parent.parent.parent
-HARNESS = __name__.rsplit(".", 1)[0]
+NO_METHOD = (__name__.rsplit(".", 1)[0], f"{PACKAGE}.plots")
 LANGUAGES = (".cpp", ".cu", ".js")
 
 
@@ -57,7 +57,7 @@ def closure(module: str) -> tuple[str, ...]:
     seen, todo = set(), [module]
     while todo:
         name = todo.pop()
-        if name in seen or name not in PATHS or (name.startswith(HARNESS) and name != module):
+        if name in seen or name not in PATHS or (name.startswith(NO_METHOD) and name != module):
             continue
         seen.add(name)
         todo += [*_parsed(name).imports, *_writers().get(name, ()), name.rpartition(".")[0]]
@@ -76,9 +76,16 @@ def fingerprint(module: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def fingerprint_of(source: str) -> str:
+    """16 hex digits: a piece of code, such as a notebook's, and the code of every module of this package behind its imports."""
+    code = _read(source)
+    text = code.digest + "".join(fingerprint(name) for name in sorted(code.imports) if name in PATHS)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class _Module:
-    """A module's hash, the names in its imports, and the modules whose objects it changes when it is imported."""
+    """The hash of some code, the names in its imports, and the modules whose objects it changes when it is imported."""
 
     digest: str
     imports: frozenset[str]
@@ -87,20 +94,25 @@ class _Module:
 
 @cache
 def _parsed(module: str) -> _Module:
-    tree = ast.parse(SOURCES[module])
+    package = module if PATHS[module].name == "__init__.py" else module.rpartition(".")[0]
+    return _read(SOURCES[module], package, OTHERS[module])
+
+
+def _read(source: str | bytes, package: str = "", other: bytes = b"") -> _Module:
+    tree = ast.parse(source)
     types_only = {inner for node in tree.body if _for_types(node) for part in node.body for inner in ast.walk(part)}
     sources: dict[str, set[str]] = {}  # local name → the modules that it may come from
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom) and node not in types_only:
-            for name, source in _imported(node, module):
-                sources.setdefault(name, set()).update(source)
+            for name, found in _imported(node, package):
+                sources.setdefault(name, set()).update(found)
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body.pop(0)
     imports = frozenset(name for found in sources.values() for name in found if name.split(".")[0] == PACKAGE)
     changed = ([n for n in sources.get(name, ()) if n in PATHS] for node in tree.body for name in _changed(node))
     changes = frozenset(max(found, key=len) for found in changed if found)  # of a package and a module in it, the module
-    digest = hashlib.sha256(_shape(tree).encode() + OTHERS[module]).hexdigest()
+    digest = hashlib.sha256(_shape(tree).encode() + other).hexdigest()
     return _Module(digest, imports, changes)
 
 
@@ -114,11 +126,10 @@ def _writers() -> dict[str, set[str]]:
     return writers
 
 
-def _imported(node: ast.Import | ast.ImportFrom, module: str) -> list[tuple[str, set[str]]]:
+def _imported(node: ast.Import | ast.ImportFrom, package: str) -> list[tuple[str, set[str]]]:
     """(local name, modules) of an import; either may be a module: `from package import module`, `from module import name`."""
     if isinstance(node, ast.Import):
         return [(alias.asname or alias.name.split(".")[0], {alias.name}) for alias in node.names]
-    package = module if PATHS[module].name == "__init__.py" else module.rpartition(".")[0]
     source = resolve_name("." * node.level + (node.module or ""), package)
     return [(alias.asname or alias.name, {source, f"{source}.{alias.name}"}) for alias in node.names]
 
