@@ -66,7 +66,10 @@ class Table:
             raise ValueError(f"table {self.title!r}: two records for {row}, {column!r}; narrow its conditions")
         order = tidy["row"].unique()
         wide = (
-            tidy.pivot(index="row", columns="column", values="cell").reindex(index=order, columns=list(self.columns)).fillna("")
+            tidy.pivot(index="row", columns="column", values="cell")
+            .reindex(index=order, columns=list(self.columns))
+            .astype(object)
+            .fillna("")
         )
         wide["n"] = tidy.groupby("row")["n"].agg(units)
         heading = " · ".join(fact.replace("_", " ") for fact in rows)
@@ -75,17 +78,13 @@ class Table:
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a record: its facts (quantity, method and settings), n, and the text of its cell."""
-    facts = ("quantity", "method", "n", "value", "low", "high")
-    return pd.DataFrame(
-        [{**record["setting"], **{fact: record[fact] for fact in facts}, "cell": show(record)} for record in records],
-        dtype=object,
-    )
+    """One row a record: its facts, its settings among them, and the text of its cell."""
+    return pd.DataFrame([{**record["setting"], **record, "cell": show(record)} for record in records], dtype=object)
 
 
 def select(known: pd.DataFrame, where: Mapping[str, Any], absent: Sequence[str] = ()) -> pd.DataFrame:
     """The rows whose facts have these values and lack what has to be absent."""
-    known = known.reindex(columns=known.columns.union([*where, *absent], sort=False))
+    known = known.reindex(columns=list(dict.fromkeys([*known, *where, *absent])))
     fits = pd.Series(True, index=known.index)
     for fact, value in where.items():
         fits &= known[fact] == value
@@ -165,11 +164,7 @@ def code_of(source: str) -> str | None:
 
 
 def committed(source: str) -> dict[str, Any]:
-    """A committed results file.
-
-    Raises:
-        ValueError: if it is absent, damaged, or was made in the smoke profile.
-    """
+    """A committed results file; refused if it was made in the smoke profile."""
     found = read(source, results_folder())
     if found["profile"] == "smoke":
         raise ValueError(f"{source}.json was made in the smoke profile, which proves nothing: make it again")
