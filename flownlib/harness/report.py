@@ -64,13 +64,8 @@ class Table:
         if len(twice):
             row, column = twice.iloc[0][["row", "column"]]
             raise ValueError(f"table {self.title!r}: two records for {row}, {column!r}; narrow its conditions")
-        order = tidy["row"].unique()
-        wide = (
-            tidy.pivot(index="row", columns="column", values="cell")
-            .reindex(index=order, columns=list(self.columns))
-            .astype(object)
-            .fillna("")
-        )
+        wide = tidy.pivot(index="row", columns="column", values="cell")
+        wide = wide.reindex(index=tidy["row"].unique(), columns=list(self.columns)).astype(object).fillna("")
         wide["n"] = tidy.groupby("row")["n"].agg(units)
         heading = " · ".join(fact.replace("_", " ") for fact in rows)
         lines = [[heading, *wide], ["---", *["---:"] * len(wide.columns)], *([name, *row] for name, *row in wide.itertuples())]
