@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 import yaml
 
@@ -305,37 +306,117 @@ def test_committed_results_fit_the_schema() -> None:
     assert all(content["notebook"] == name and content["profile"] != "smoke" for name, content in found.items())
 
 
-# the README's tables
+# the pages with results
 
 
-def test_report_writes_what_the_check_then_accepts(tmp_path, monkeypatch, capsys) -> None:
-    folder = tmp_path / "figures" / "results"
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A project with markers in its README and a study's results."""
     monkeypatch.setattr(report, "project_root", lambda: tmp_path)
-    monkeypatch.setenv("FLOWN_RESULTS", str(folder.parent))
-    results.write("study_zoo", "tutorial", [good() | {"method": "trained", "setting": {"task": "latin"}}])
-    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert command_line.main(["report", "--check"]) == 1
-    assert command_line.main(["report"]) == 0 and command_line.main(["report", "--check"]) == 0
-    text = (tmp_path / "README.md").read_text()
-    assert "| `latin` | 0.900 [0.800, 0.950] | 5 |" in text and text.startswith("before") and text.endswith("after\n")
-    assert "old" not in text
-
-
-def test_report_refuses_a_readme_without_markers_and_smoke_results(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(report, "project_root", lambda: tmp_path)
-    (tmp_path / "README.md").write_text("nothing here")
-    assert "results:begin" in refused(capsys, "report")
     monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path / "figures"))
+    results.write("study_zoo", "tutorial", [good() | {"method": "trained", "setting": {"task": "greek_capital"}}])
+    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    return tmp_path
+
+
+def test_report_writes_what_the_check_then_accepts(project, capsys) -> None:
+    assert command_line.main(["report", "--check"]) == 1
+    assert "than README.md and figures/results/README.md: run" in capsys.readouterr().err
+    assert command_line.main(["report"]) == 0 and command_line.main(["report", "--check"]) == 0
+    tables = (project / "figures" / "results" / "README.md").read_text()
+    assert "| greek capital | 0.900 [0.800, 0.950] | 5 |" in tables
+    assert (project / "README.md").read_text() == f"before\n{report.BEGIN}\n\n{report.END}\nafter\n"
+    results.write("study_zoo", "tutorial", [good() | {"method": "trained", "setting": {"task": "latin"}}])
+    assert command_line.main(["report", "--check"]) == 1
+    assert "than figures/results/README.md: run" in capsys.readouterr().err
+
+
+def test_a_table_made_by_earlier_code_says_so(project, monkeypatch) -> None:
+    assert f"profile tutorial, {report.STALE})" in report.render(), "no hash at all is not today's"
+    monkeypatch.setattr(report, "code_of", {"study_zoo": "abc"}.get)
+    records = [good() | {"method": "trained", "setting": {"task": "latin"}}]
+    for code, stale in (("abc", False), ("abd", True)):
+        results.write("study_zoo", "tutorial", records, code_version=code)
+        assert (f"{report.STALE})" in report.render()) == stale
+    monkeypatch.setattr(report, "code_of", lambda source: None)
+    assert f"{report.STALE})" not in report.render(), "a benchmark's"
+
+
+def test_report_refuses_a_readme_without_markers_and_smoke_results(project, capsys) -> None:
+    (project / "README.md").write_text("nothing here")
+    assert "claims:begin" in refused(capsys, "report")
     results.write("study_zoo", "smoke", [good()])
-    (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}")
+    (project / "README.md").write_text(f"{report.BEGIN}\n{report.END}")
     assert "smoke profile" in refused(capsys, "report")
 
 
 def test_a_table_refuses_two_records_for_one_cell() -> None:
-    table = report.Table("t", "study_zoo", "01", {"a": {"quantity": "test_accuracy"}})
-    with pytest.raises(ValueError, match="two records"):
+    table = report.Table("t", "", "study_zoo", "01", ["method"], {"a": {"quantity": "test_accuracy"}})
+    with pytest.raises(ValueError, match="two records for held-out networks, 'a'"):
         table.render([good(), good() | {"setting": {"zoo": "shared"}}])
-    assert "0.900" in table.render([good()])
+    assert table.render([good()]).splitlines()[2] == "| held-out networks | 0.900 [0.800, 0.950] | 5 |"
+    alone = report.Table("t", "", "study_zoo", "01", ["method"], {"a": {"quantity": "test_accuracy"}}, absent=["zoo"])
+    assert alone.render([good(), good() | {"setting": {"rank": 4}}]).count("held-out networks") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ({"interval": "above", "where": {"quantity": "test_accuracy"}}, None),
+        ({"interval": "below", "than": 0.96, "where": {"quantity": "test_accuracy"}}, None),
+        ({"interval": "around", "than": 0.9, "where": {"quantity": "test_accuracy"}}, None),
+        ({"interval": "below", "where": {"quantity": "test_accuracy"}}, "is above 0: write the reading of 'It works.' anew"),
+        ({"interval": "above", "where": {"quantity": "spread"}}, "has 0 records for 'accuracy'"),
+    ],
+)
+def test_a_claims_reading_is_refused_when_its_number_says_otherwise(number, words) -> None:
+    claim = report.Claim("It works.", "It does.", "study_zoo", [{"what": "accuracy", **number}])
+    if words is None:
+        assert claim.render([good()]).startswith("**It works.** It does. accuracy **0.900 [0.800, 0.950]** (n = 5; `python")
+    else:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            claim.render([good()])
+
+
+# intervals of bounded quantities
+
+
+@pytest.mark.parametrize(
+    ("quantity", "interval", "ends"),
+    [
+        ("two_sample_p_weights", Interval(0.604, -0.447, 1.655, 3), (0, 1)),
+        ("test_accuracy", Interval(0.97, 0.93, 1.01, 3), (0.93, 1)),
+        ("accuracy_gain", Interval(-0.8, -1.2, -0.4, 3), (-1, -0.4)),
+        ("r2", Interval(-0.5, -3.0, 1.2, 3), (-3.0, 1)),
+        ("criteria_met", Interval(4.5, 3.9, 5.2, 3), (3.9, 5)),
+        ("spread", Interval(0.1, -0.1, 2.3, 3), (0, 2.3)),
+        ("test_accuracy", Interval(0.9, 0.8, 0.95, 3), (0.8, 0.95)),
+    ],
+)
+def test_an_interval_ends_at_the_bounds_of_its_quantity(quantity, interval, ends) -> None:
+    made = results.record(quantity, "soup", {}, interval, [0])
+    assert (made["low"], made["high"]) == ends and made["value"] == interval.value
+    assert results.cut(made) == (ends != (interval.low, interval.high)) == report.show(made).endswith("†")
+
+
+def test_a_value_out_of_bounds_is_refused_and_so_is_an_interval_on_its_way_to_a_file(tmp_path, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"lies from 0 to 1, and so does its interval"):
+        results.record("test_accuracy", "soup", {}, Interval(1.2, 1.1, 1.3, 3), [0])
+    monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"lies from 0 to 1, and so does its interval"):
+        results.write("10_test", "tutorial", [good() | {"high": 1.01}])
+    path = results.write("10_test", "tutorial", [good()])
+    path.write_text(path.read_text().replace("0.95", "1.95"))  # as earlier code wrote it
+    assert results.read("10_test", path.parent)["records"] == [good() | {"high": 1}]
+
+
+def test_a_cut_interval_covers_the_mean_as_often_as_the_whole_one() -> None:
+    draws = np.random.default_rng(0).beta(0.5, 1.5, size=(500, 3))  # p-values of a weak test; their mean is 0.25
+    whole = [mean_interval(three) for three in draws]
+    parts = [results.record("two_sample_p_weights", "soup", {}, interval, [0]) for interval in whole]
+    covered = [part["low"] <= 0.25 <= part["high"] for part in parts]
+    assert covered == [interval.low <= 0.25 <= interval.high for interval in whole] and 0.8 < np.mean(covered) < 1
+    assert np.mean([part["high"] - part["low"] for part in parts]) < 0.8 * np.mean([i.high - i.low for i in whole])
 
 
 # requirements

@@ -188,5 +188,7 @@ def compare_widths(seed: int, settings: Profile) -> list[dict]:
     return [
         record
         for kind, split in zoos.items()
-        for record in compare_on(kind, split, {"vae_graph": replace(graph, encoder=at_width(graph.encoder, split[0]))}, settings)
+        for record in compare_on(
+            kind, split, {"vae_graph": replace(graph, encoder=at_width(graph.encoder, split[0]))}, settings
+        )
     ]

@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", default="1800", help=f"{TIMEOUT.meaning}: {TIMEOUT.allowed} (default: 1800)")
     run.add_argument("--in-place", action="store_true", help="make this run the committed one: outputs, figures, numbers")
 
-    report = commands.add_parser("report", help="write the README's results from figures/results")
+    report = commands.add_parser("report", help="write the README's claims and figures/results/README.md from the results")
     how = report.add_mutually_exclusive_group()
-    how.add_argument("--check", action="store_true", help="only say whether the README is up to date")
+    how.add_argument("--check", action="store_true", help="only say whether both are up to date")
     how.add_argument("--print", action="store_true", help="print the tables instead")
     report.add_argument("--results", type=Path, help="show the live runs in this folder (with --print)")
 
@@ -100,22 +100,21 @@ def pairs(texts: list[str]) -> dict[str, str]:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Print, check or write the README's results; returns 1 if a check finds a difference."""
+    """Print the tables, or check or write both pages with results; returns 1 if a check finds a difference."""
     from flownlib.harness import report as tables
 
     if options.print:
         print(tables.render(options.results))
         return 0
     if options.results:
-        raise ValueError("the README shows the committed results; use --print with --results")
-    if tables.in_sync():
-        print("README.md shows the results")
-        return 0
-    if options.check:
-        print("README.md and figures/results differ: run `python -m flownlib report`", file=sys.stderr)
+        raise ValueError("both pages show the committed results; use --print with --results")
+    outdated = tables.outdated()
+    if outdated and options.check:
+        print(f"figures/results says otherwise than {' and '.join(outdated)}: run `python -m flownlib report`", file=sys.stderr)
         return 1
-    tables.update()
-    print("README.md updated")
+    if outdated:
+        tables.update()
+    print(f"{' and '.join(outdated)} updated" if outdated else "README.md and figures/results/README.md are up to date")
     return 0
 
 

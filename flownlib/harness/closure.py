@@ -87,16 +87,14 @@ def fingerprint(module: str) -> str:
 
 def fingerprint_of(source: str) -> str:
     """16 hex digits: a piece of code, such as a notebook's, and the code of every module of this package behind its imports."""
-    tree = ast.parse(source)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {name for node in nodes for _, found in _imported(node, PACKAGE) for name in found}
-    code = [fingerprint(name) for name in sorted(names) if name in PATHS and not name.startswith(NO_METHOD)]
-    return hashlib.sha256("".join([_shape(tree), *code]).encode()).hexdigest()[:16]
+    code = _read(source)
+    text = code.digest + "".join(fingerprint(name) for name in sorted(code.imports) if name in PATHS)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class _Module:
-    """A module's hash, the names in its imports, and the modules whose objects it changes when it is imported."""
+    """The hash of some code, the names in its imports, and the modules whose objects it changes when it is imported."""
 
     digest: str
     imports: frozenset[str]
@@ -105,20 +103,25 @@ class _Module:
 
 @cache
 def _parsed(module: str) -> _Module:
-    tree = ast.parse(SOURCES[module])
+    package = module if PATHS[module].name == "__init__.py" else module.rpartition(".")[0]
+    return _read(SOURCES[module], package, OTHERS[module])
+
+
+def _read(source: str | bytes, package: str = "", other: bytes = b"") -> _Module:
+    tree = ast.parse(source)
     types_only = {inner for node in tree.body if _for_types(node) for part in node.body for inner in ast.walk(part)}
     sources: dict[str, set[str]] = {}  # local name → the modules that it may come from
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom) and node not in types_only:
-            for name, source in _imported(node, module):
-                sources.setdefault(name, set()).update(source)
+            for name, found in _imported(node, package):
+                sources.setdefault(name, set()).update(found)
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body.pop(0)
     imports = frozenset(name for found in sources.values() for name in found if name.split(".")[0] == PACKAGE)
     changed = ([n for n in sources.get(name, ()) if n in PATHS] for node in tree.body for name in _changed(node))
     changes = frozenset(max(found, key=len) for found in changed if found)  # of a package and a module in it, the module
-    digest = hashlib.sha256(_shape(tree).encode() + OTHERS[module]).hexdigest()
+    digest = hashlib.sha256(_shape(tree).encode() + other).hexdigest()
     return _Module(digest, imports, changes)
 
 
@@ -132,11 +135,10 @@ def _writers() -> dict[str, set[str]]:
     return writers
 
 
-def _imported(node: ast.Import | ast.ImportFrom, module: str) -> list[tuple[str, set[str]]]:
+def _imported(node: ast.Import | ast.ImportFrom, package: str) -> list[tuple[str, set[str]]]:
     """(local name, modules) of an import; either may be a module: `from package import module`, `from module import name`."""
     if isinstance(node, ast.Import):
         return [(alias.asname or alias.name.split(".")[0], {alias.name}) for alias in node.names]
-    package = module if PATHS[module].name == "__init__.py" else module.rpartition(".")[0]
     source = resolve_name("." * node.level + (node.module or ""), package)
     return [(alias.asname or alias.name, {source, f"{source}.{alias.name}"}) for alias in node.names]
 

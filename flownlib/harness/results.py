@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -27,37 +27,47 @@ from flownlib.harness.profiles import PROFILES
 from flownlib.harness.settings import one_line, read_json
 from flownlib.statistics import Interval
 
-# What can be reported, and the unit of its value. A new quantity is added here and nowhere else.
+
+class Quantity(NamedTuple):
+    """What a number means, and the least and the most that it can be."""
+
+    unit: str
+    least: float = 0
+    most: float = math.inf
+
+
+SHARE, DIFFERENCE = (0, 1), (-1, 1)  # bounds: of an accuracy, a p-value, an overlap; of what one share is above another
+# What can be reported, the unit of its value, and its bounds. A new quantity is added here and nowhere else.
 QUANTITIES = {
-    "test_accuracy": "fraction of test images, one network or classifier",
-    "test_accuracy_mean": "fraction of test images, mean over networks",
-    "test_accuracy_median": "fraction of test images, median over networks",
-    "test_accuracy_best_by_validation": "fraction of test images, the network that is best on validation images",
-    "validation_accuracy": "fraction of validation images, mean over networks",
-    "accuracy_gain": "paired difference of test accuracies",
-    "best_gain": "test accuracy of the network that is best by validation, minus that of the training networks' best",
-    "test_loss_mean": "loss on test data, mean over networks",
-    "latent_dim": "numbers in a latent",
-    "numbers": "numbers that an encoder consists of",
-    "r2": "fraction of the weights' variance that a reconstruction explains",
-    "spread": "1 = the zoo's",
-    "offset": "0 = the zoo's mean",
-    "nearest_training_distance": "1 = held-out networks'",
-    "error_overlap": "intersection over union of two networks' errors",
-    "two_sample_p_weights": "p-value of samples against held-out networks, in weights",
-    "two_sample_p_behaviour": "p-value of samples against held-out networks, in class probabilities",
-    "straightness": "distance between the ends of a trajectory over its length",
-    "solver_steps": "steps of the solver for one network",
-    "seconds_fit": "seconds to fit a method",
-    "seconds_sample": "seconds to draw one network",
-    "model_steps_per_second": "optimiser steps of one network in a second of processor time (of the clock, on a GPU)",
-    "networks_per_second": "networks generated, trained or evaluated on 5,000 images in a second of one core",
-    "share_of_peak": "fraction of this machine's matrix-multiplication rate",
-    "seconds_collect": "seconds by the clock to collect a zoo",
-    "kills_survived": "fraction of collections, killed at a random moment, that went on to the same zoo",
-    "speedup": "ratio of two times",
-    "criteria_met": "of five: accuracy, spread, offset, novelty and error overlap like held-out networks'",
-    "frontier_margin": "accuracy over the best null that is as novel and was trained no further",
+    "test_accuracy": Quantity("fraction of test images, one network or classifier", *SHARE),
+    "test_accuracy_mean": Quantity("fraction of test images, mean over networks", *SHARE),
+    "test_accuracy_median": Quantity("fraction of test images, median over networks", *SHARE),
+    "test_accuracy_best_by_validation": Quantity("fraction of test images, the network that is best by validation", *SHARE),
+    "validation_accuracy": Quantity("fraction of validation images, mean over networks", *SHARE),
+    "accuracy_gain": Quantity("paired difference of test accuracies", *DIFFERENCE),
+    "best_gain": Quantity("test accuracy of the network best by validation, minus the training networks' best", *DIFFERENCE),
+    "test_loss_mean": Quantity("loss on test data, mean over networks"),
+    "latent_dim": Quantity("numbers in a latent"),
+    "numbers": Quantity("numbers that an encoder consists of"),
+    "r2": Quantity("fraction of the weights' variance that a reconstruction explains", -math.inf, 1),
+    "spread": Quantity("1 = the zoo's"),
+    "offset": Quantity("0 = the zoo's mean"),
+    "nearest_training_distance": Quantity("1 = held-out networks'"),
+    "error_overlap": Quantity("intersection over union of two networks' errors", *SHARE),
+    "two_sample_p_weights": Quantity("p-value of samples against held-out networks, in weights", *SHARE),
+    "two_sample_p_behaviour": Quantity("p-value of samples against held-out networks, in class probabilities", *SHARE),
+    "straightness": Quantity("distance between the ends of a trajectory over its length", *SHARE),
+    "solver_steps": Quantity("steps of the solver for one network"),
+    "seconds_fit": Quantity("seconds to fit a method"),
+    "seconds_sample": Quantity("seconds to draw one network"),
+    "model_steps_per_second": Quantity("optimiser steps of one network in a second of processor time (of the clock, on a GPU)"),
+    "networks_per_second": Quantity("networks generated, trained or evaluated on 5,000 images in a second of one core"),
+    "share_of_peak": Quantity("fraction of this machine's matrix-multiplication rate"),
+    "seconds_collect": Quantity("seconds by the clock to collect a zoo"),
+    "kills_survived": Quantity("fraction of collections, killed at a random moment, that went on to the same zoo", *SHARE),
+    "speedup": Quantity("ratio of two times"),
+    "criteria_met": Quantity("of five: accuracy, spread, offset, novelty and error overlap like held-out networks'", 0, 5),
+    "frontier_margin": Quantity("accuracy over the best null that is as novel and was trained no further", *DIFFERENCE),
 }
 RECORD_KEYS = {"quantity", "method", "setting", "value", "low", "high", "n", "seeds"}
 
@@ -79,7 +89,7 @@ def run_folder(profile: str, output: Path, committed: bool = False) -> Path:
 
 
 def record(quantity: str, method: str, setting: Mapping[str, Any], interval: Interval, seeds: Sequence[int]) -> dict[str, Any]:
-    """One checked record: what was measured, of which method, under which setting, with its interval and seeds.
+    """One checked record: what was measured, of which method, under which setting, with its interval (`bounded`) and seeds.
 
     Raises:
         ValueError: for an infinite interval, a quantity outside the vocabulary or anything else that `check` refuses.
@@ -88,8 +98,27 @@ def record(quantity: str, method: str, setting: Mapping[str, Any], interval: Int
         raise ValueError(f"{quantity} of {method} has no finite interval: report at least two independent units")
     bounds = {key: round(number, 5) if isinstance(number, float) else number for key, number in asdict(interval).items()}
     made = {"quantity": quantity, "method": method, "setting": dict(setting), **bounds, "seeds": list(seeds)}
+    made = bounded(made)
     check(made)
     return made
+
+
+def bounded(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the part of its interval that lies inside the bounds of its quantity.
+
+    A mean of bounded values, such as accuracies or p-values, lies inside their bounds itself, so what is cut off cannot hold
+    it: the rest covers the mean exactly as often as the whole of Student's t interval. On another scale, such as the logarithm
+    of the odds, an interval would stay inside by itself, but there a value on a bound, such as an accuracy of 1, has no place.
+    A value out of bounds stays as it is, for `check` to refuse.
+    """
+    _, least, most = QUANTITIES.get(made["quantity"], Quantity("", -math.inf))
+    return {**made, "low": max(made["low"], min(least, made["value"])), "high": min(made["high"], max(most, made["value"]))}
+
+
+def cut(made: Mapping[str, Any]) -> bool:
+    """Whether the record's interval ends at a bound of its quantity, where `bounded` has cut it."""
+    _, least, most = QUANTITIES[made["quantity"]]
+    return made["low"] == least < made["value"] or made["value"] < most == made["high"]
 
 
 def check(made: Mapping[str, Any]) -> None:
@@ -118,6 +147,9 @@ def _check_numbers(made: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name}: value, low and high have to be finite numbers, not {bounds}")
     if bounds != sorted(bounds):
         raise ValueError(f"{name}: needs low <= value <= high, not {bounds}")
+    unit, least, most = QUANTITIES[made["quantity"]]
+    if bounds[0] < least or bounds[2] > most:
+        raise ValueError(f"{name}: {unit}, lies from {least:g} to {most:g}, and so does its interval, not {bounds}")
     if type(made["n"]) is not int or made["n"] < 1:
         raise ValueError(f"{name}: n is a whole number of at least 1, not {made['n']!r}")
     if not isinstance(made["seeds"], list) or not made["seeds"] or not all(type(seed) is int for seed in made["seeds"]):
@@ -192,7 +224,7 @@ def write_seed(name: str, seed: int, settings: Reads, records: Sequence[Mapping[
 
 
 def read(name: str, folder: Path | str | None = None) -> dict[str, Any]:
-    """The contents of <name>.json among the committed results, or in another results folder.
+    """The contents of <name>.json among the committed results or in another folder; intervals are `bounded`, as in new files.
 
     Raises:
         ValueError: if the file is absent, is no results file, or holds a record outside the schema.
@@ -206,6 +238,7 @@ def read(name: str, folder: Path | str | None = None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path.name} is not a results file ({one_line(error)}): make it again") from None
     try:
+        found["records"] = [bounded(made) for made in found["records"]]
         check_all(found["records"])
         PROFILES[found["profile"]]
     except (AttributeError, KeyError, TypeError) as error:
