@@ -21,9 +21,9 @@ def straightness(trajectory: Trajectory) -> float:
 def flow_records(flow: FlowGenerator, name: str, made: Setup, contexts: Contexts, steps: int = 4) -> list[dict]:
     """Raw records, one value a task: what samples after so many solver steps are worth, and how straight their ways are."""
     chosen, rows = variant(flow, steps=steps), []
-    for number, (name, reference) in enumerate(made.references.items()):
+    for number, (task, reference) in enumerate(made.references.items()):
         x_0 = flow.prior.sample(SAMPLES, seeded(made.seed, number))
-        trajectory = chosen.trajectory(x_0, contexts[name][0])
+        trajectory = chosen.trajectory(x_0, contexts[task][0])
         measures = judge(flow.encoder.decode(trajectory.x_1), reference).measures()
         rows.append({q: measures[q] for q in ("test_accuracy_mean", "spread")} | {"straightness": straightness(trajectory)})
     return [
