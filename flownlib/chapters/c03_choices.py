@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from flownlib.chapters.shared_methods import Setup, variant
-from flownlib.context import Contexts
+from flownlib.chapters.shared_methods import Setup
 from flownlib.evaluation import evaluate
-from flownlib.flow import Trajectory
+from flownlib.context import Contexts
 from flownlib.generators import FlowGenerator
+from flownlib.chapters.shared_methods import variant
 from flownlib.optimisation import seeded
+from flownlib.flow import Trajectory
 
 STEPS = (1, 2, 4, 16)
 SAMPLES = 24  # networks a task
@@ -22,9 +23,9 @@ def straightness(trajectory: Trajectory) -> float:
 def flow_records(flow: FlowGenerator, name: str, made: Setup, contexts: Contexts, steps: int = 4) -> list[dict]:
     """Raw records, one value a task: what samples after so many solver steps are worth, and how straight their ways are."""
     chosen, rows = variant(flow, steps=steps), []
-    for number, (name, reference) in enumerate(made.references.items()):
+    for number, (task, reference) in enumerate(made.references.items()):
         x_0 = flow.prior.sample(SAMPLES, seeded(made.seed, number))
-        trajectory = chosen.trajectory(x_0, contexts[name][0])
+        trajectory = chosen.trajectory(x_0, contexts[task][0])
         measures = evaluate(flow.encoder.decode(trajectory.x_1), reference).measures()
         rows.append({q: measures[q] for q in ("test_accuracy_mean", "spread")} | {"straightness": straightness(trajectory)})
     return [
