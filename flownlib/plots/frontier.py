@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flownlib.extensions.frontier import ACCURACY_GAIN, OFFSET, SPREAD, Point, envelope, points
-from flownlib.plots.style import GREEN, GREY, INK, colour_of, name_of
+from flownlib.plots.style import GREEN, GREY, colour_of, name_of
 
 HELD_OUT = "zoo_held_out"
 
