@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from flownlib.chapters.shared_methods import Setup
-from flownlib.evaluation import evaluate
+from flownlib.chapters.shared_methods import Setup, variant
 from flownlib.context import Contexts
-from flownlib.generators import FlowGenerator
-from flownlib.chapters.shared_methods import variant
-from flownlib.optimisation import seeded
+from flownlib.evaluation import evaluate
 from flownlib.flow import Trajectory
+from flownlib.generators import FlowGenerator
+from flownlib.optimisation import seeded
 
 STEPS = (1, 2, 4, 16)
 SAMPLES = 24  # networks a task
