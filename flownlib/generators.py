@@ -154,7 +154,8 @@ def train_flow(
         if dispersion and step % training.look_every == 0:
             log.dispersions.append((step, dispersion(average.module)))
 
-    log.losses = minimise(loss, model, training.steps, training.learning_rate, "flow", training.weight_decay, look, progress)
+    steps, rate, decay = training.steps, training.learning_rate, training.weight_decay
+    log.losses = minimise(loss, model, steps, rate, "flow", decay, after_step=look, progress=progress)
     if log.dispersions and log.dispersions[-1][1] < 0.5:
         collapse = f"the samples' dispersion is {log.dispersions[-1][1]:.2f} of the data's"
         advice = "train for fewer steps, or on more networks, if you want them to differ"
