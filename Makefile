@@ -23,7 +23,7 @@ test: $(READY)  ## run the tests, and every notebook in the smoke profile
 lab: $(READY)  ## open the notebooks in JupyterLab; figures and numbers of what you run go to build/figures
 	$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
-report: $(READY)  ## write the README's results from figures/results
+report: $(READY)  ## write the README's claims and the results page from figures/results
 	$(PY) -m flownlib report
 
 clean:  ## remove the environment, the cache and everything built

@@ -1,4 +1,4 @@
-"""Whatever is handed to the library's doors (the compiled kernel, scoring, tests, generators, the audit) is right or refused."""
+"""Whatever is handed to the library (the compiled kernel, scoring, tests, generators, the audit) is right or refused."""
 
 import inspect
 import subprocess

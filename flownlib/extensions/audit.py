@@ -36,7 +36,7 @@ from flownlib.extensions.likelihood import latent_log_likelihood
 from flownlib.generators import FlowGenerator, Generator
 from flownlib.optimisation import seeded
 from flownlib.scoring import Task
-from flownlib.statistics import Interval, mean_interval
+from flownlib.statistics import Interval, mean_interval, proportion_interval
 from flownlib.symmetry import Aligner
 from flownlib.zoo import Zoo
 
@@ -106,6 +106,17 @@ class TaskAudit:
         """Each training network's error overlap [n] with the most similar other one."""
         wrong = self.reference.scores.wrong
         return error_overlap(wrong, wrong).fill_diagonal_(0).max(1).values
+
+    def intervals(self) -> dict[str, Interval]:
+        """Intervals over the sampled networks, or over test images for the one network chosen by validation."""
+        samples = self.samples
+        right = int((~samples.test.wrong[samples.best]).sum())
+        return {
+            "test_accuracy_mean": mean_interval(samples.test.accuracy.numpy()),
+            "test_accuracy_best_by_validation": proportion_interval(right, samples.test.wrong.shape[1]),
+            "nearest_training_distance": mean_interval(samples.nearest.numpy()),
+            "error_overlap": mean_interval(samples.overlap.numpy()),
+        }
 
     def row(self) -> dict[str, float | str | Interval]:
         """The task in one line of the summary; intervals are over the sampled networks."""

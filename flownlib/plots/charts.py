@@ -141,6 +141,7 @@ def loss_curve(ax: Axes, losses: Sequence[float], label: str = "loss", colour: s
 
 def learning_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
     """Training losses side by side, each on its own scale."""
+    losses = dict(losses)  # a table's columns, by name
     fig, axes = plt.subplots(1, len(losses), figsize=(min(10, 2 + 3.2 * len(losses)), 2.8), squeeze=False)
     for ax, (name, values) in zip(axes[0], losses.items(), strict=True):
         loss_curve(ax, list(values), "")
