@@ -29,7 +29,7 @@ from flownlib.flow import (
     guided,
     integrate,
 )
-from flownlib.optimisation import minimise, moving_average
+from flownlib.optimisation import minimise, moving_average, seeded_module
 from flownlib.weights import Int, Latents, Weights, check_count
 from flownlib.zoo import Zoo
 
@@ -208,9 +208,7 @@ class FlowGenerator:
         def dispersion(velocity: nn.Module) -> float:
             return self.dispersion(velocity, latents, task_of)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = self.network(self, zoo)
+        network = seeded_module(seed, lambda: self.network(self, zoo))
         generator = torch.Generator().manual_seed(seed)
         self.velocity, self.log = train_flow(
             network, batches, self.training, generator, progress=self.progress, dispersion=dispersion

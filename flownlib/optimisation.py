@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,6 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from flownlib.weights import check_count
-
-Built = TypeVar("Built")
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -31,12 +28,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor in [0, 1]: a linear warm-up, then half a cosine down to 1 %.
-
-    Raises:
-        ValueError: for less than one step in all, which would pass off an untrained network as trained.
-    """
-    check_count("the number of training steps", steps)
+    """Learning-rate factor in [0, 1] of one of `steps` >= 1: a linear warm-up, then half a cosine down to 1 %."""
     return min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -86,7 +78,7 @@ def minimise(
     return losses
 
 
-def seeded_module(seed: int, build: Callable[[], Built]) -> Built:
+def seeded_module(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` returns with torch's own random numbers seeded for it; outside of it they go on as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flownlib.encoders import Standardiser
 from flownlib.networks import Model, classifier
-from flownlib.optimisation import minimise
+from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Task
 from flownlib.weights import Artifact, Float, Images, Latents, Layout, Weights
 from flownlib.zoo import Zoo
@@ -187,9 +187,7 @@ def train_vae(
         ValueError: for less than one step, networks that are not finite, or an unknown architecture.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = VAE(zoo.model, settings)
+    vae = seeded_module(seed, lambda: VAE(zoo.model, settings))
     kind = architecture(settings.architecture)
     standardiser = kind.standardise(zoo.weights, zoo.layout)
     vae.mean.copy_(standardiser.mean)

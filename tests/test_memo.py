@@ -184,7 +184,7 @@ def test_all_code_that_runs_while_something_is_made_is_in_its_key(tasks, canonic
 
 def cached_here(function):
     """`memo.memo`, as if the function were in a module of the library."""
-    function.__module__ = "flownlib.checks"
+    function.__module__ = "flownlib.weights"
     return memo.memo(tensors)(function)
 
 
@@ -334,7 +334,7 @@ def build(settings, seed):
     built.append(seed)
     return {"weights": torch.full((30_000,), float(settings.epochs + seed))}
 
-build.__module__, built, root = "flownlib.checks", [], Path(os.environ["FLOWN_CACHE"])
+build.__module__, built, root = "flownlib.weights", [], Path(os.environ["FLOWN_CACHE"])
 kept, smoke = memo.memo(memo.tensors)(build), PROFILES["smoke"]
 places = {cache.__file__, folders.__file__}
 """

@@ -53,16 +53,16 @@ films = {(s, c): torch.randn(41, 60, 2).cumsum(0) / 8 for s in range(3) for c in
 """,
     "01": "aligner = lambda zoo, seed: zoo",
     "02": """
-from flownlib.encoders import PCA
+from flownlib.extensions.pca import PCA
 full, labels = PCA.fit(train, 4), train.table["task"].tolist()
 """,
     "03": """
-from flownlib import flow
-from flownlib.encoders import PCA
+from flownlib import flow, generators
+from flownlib.extensions.pca import PCA
 from flownlib.plots.explorer import Recorder, trajectory_explorer
 from flownlib.generators import FlowGenerator
 contexts = {name: torch.randn(4, 8) for name in train.tasks}
-training = flow.FlowTraining(steps=2, batch_size=16)
+training = generators.FlowTraining(steps=2, batch_size=16)
 generator = FlowGenerator(PCA.fit(train, 4), width=16, training=training).fit(train, contexts, 0)
 asked_for = {name: contexts[name][0] for name in tasks}
 priors = {"N(0, 1)": flow.GaussianPrior(4).sample}

@@ -135,7 +135,8 @@ class LoRA:
 
     def _factors(self, weights: Tensor) -> dict[str, Tensor]:
         """B, A and whole changes, not standardised."""
-        changes = self.layout.unflatten(weights - self.base)
+        tensors, base = self.layout.unflatten(weights), self.layout.unflatten(self.base)
+        changes = {name: tensors[name] - base[name] for name in tensors}
         parts = {name: changes[name] for name in self.whole}
         for name in self.factored:
             u, s, v = torch.linalg.svd(changes[name].flatten(2), full_matrices=False)
