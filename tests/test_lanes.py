@@ -222,7 +222,8 @@ def test_a_damaged_library_is_built_again_and_never_loaded(tmp_path, monkeypatch
 
 @needs_compiler
 def test_two_processes_build_at_once(tmp_path):
-    code = "import torch; from flownlib.networks import mlp; from flownlib.speed.lanes import kernel; kernel(mlp((2,)), torch.float32)"
+    code = "import torch; from flownlib import networks; from flownlib.speed.lanes import kernel; "
+    code += "kernel(networks.mlp((2,)), torch.float32)"
     running = [
         subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"FLOWN_CACHE": str(tmp_path)}) for _ in range(2)
     ]
