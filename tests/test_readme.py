@@ -67,8 +67,8 @@ def test_its_links_lead_somewhere() -> None:
 def test_its_make_commands_exist_and_ci_runs_them() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make ([a-z]+)`", README)) <= targets >= {"tutorial", "test", "lab", "clean", "help"}
-    for script in (ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml"):
-        assert all(f"make {target}" in script.read_text() for target in ("test", "tutorial"))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text() and "make test" in workflow and "make tutorial" in workflow
 
 
 @pytest.mark.parametrize(
