@@ -53,9 +53,9 @@ HELPERS = {
     "tasks.glyphs": set(),
     "speed.loops": {"glyph images", "fine-tuned ResNet"},
     "speed.lanes": set(),  # it registers itself with scoring, which all of them import
-    "symmetry": {"glyph images", "zoo", "low-rank base", "few-shot heads", "fine-tuned ResNet"},
+    "symmetry": {"glyph images", "zoo", "low-rank base", "few-shot heads"},  # the ResNet's module can be asked for its own
     "vae": {"glyph images", "zoo", "low-rank base", "few-shot heads", "fine-tuned ResNet"},
-    "context": {"glyph images", "zoo", "low-rank base", "fine-tuned ResNet"},
+    "context": {"glyph images", "zoo", "low-rank base", "few-shot heads", "fine-tuned ResNet"},
     "flow": {"glyph images", "zoo", "fine-tuned ResNet"},
     "extensions.graph_encoder": {"glyph images", "zoo", "low-rank base", "few-shot heads", "fine-tuned ResNet"},
     "extensions.lora": set(ARTEFACTS) - {"encoders", "low-rank base"},

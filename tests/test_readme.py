@@ -87,7 +87,7 @@ def test_a_live_run_agrees_with_the_study(notebook, study, quantity, method, mar
     def records(name: str) -> dict[str, dict]:
         found = [r for r in results.read(name)["records"] if (r["quantity"], r["method"]) == (quantity, method)]
         numbers = {"networks"} if notebook != "02_vae_training" else set()  # how many, which may differ
-        return {str({k: v for k, v in r["setting"].items() if k not in numbers}): r for r in found}
+        return {str(sorted((k, v) for k, v in r["setting"].items() if k not in numbers)): r for r in found}
 
     live, many = records(notebook), records(f"study_{study}")
     shared = live.keys() & many.keys()
