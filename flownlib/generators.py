@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -166,8 +165,8 @@ def train_flow(
 def _velocity_perceptron(generator: FlowGenerator, zoo: Zoo) -> VelocityMLP:
     """The default velocity network: a residual perceptron on the encoder's latents."""
     sizes = generator.encoder.latent_dim, generator.contexts.dim, generator.width
-    path, conditioner = PATHS[generator.path](), deepcopy(generator.conditioner)
-    return VelocityMLP(*sizes, predicts=generator.predicts, path=path, context=conditioner)
+    conditioner = generator.conditioner and generator.conditioner(generator.width)
+    return VelocityMLP(*sizes, predicts=generator.predicts, path=PATHS[generator.path](), context=conditioner)
 
 
 @dataclass
@@ -189,7 +188,8 @@ class FlowGenerator:
     coupling: str = "independent"  # independent, optimal or optimal_within
     prior: Prior | None = None  # a standard Gaussian by default
     network: Callable[[FlowGenerator, Zoo], VelocityNetwork] = _velocity_perceptron
-    conditioner: nn.Module | None = None  # reads conditions c [n, c] into [n, width] in place of a perceptron, trained with it
+    # width → what reads conditions c [n, c] into [n, width] in place of a perceptron; built from the seed, trained with it
+    conditioner: Callable[[int], nn.Module] | None = None
     progress: bool = False
     log: FlowLog = field(default_factory=FlowLog, repr=False)
 

@@ -337,7 +337,8 @@ def test_killed_at_any_moment_a_write_leaves_the_old_or_the_new(tmp_path) -> Non
 TOGETHER = """
 import os, sys, time, torch
 from pathlib import Path
-from flownlib.artifacts import Artifact, cached
+from flownlib.harness.cache import cached
+from flownlib.weights import Artifact
 root = Path(sys.argv[1])
 for child in range(2):
     if os.fork() == 0:
@@ -347,7 +348,7 @@ for child in range(2):
                 built.append(n)
                 return Artifact({"a": torch.full((20_000,), float(n))}, {"made": time.time()})
             assert (cached("stage", {"n": n}, build, root=root).tensors["a"] == n).all()
-        times = sum(cached("stage", {"n": n}, None, root=root).meta["made"] for n in range(100))
+        times = sum(cached("stage", {"n": n}, build, root=root).meta["made"] for n in range(100))
         os.write(1, f"{len(built)} {times}\\n".encode())  # in one piece, beside the other's
         os._exit(0)
 assert all(os.wait()[1] == 0 for _ in range(2))
@@ -355,10 +356,12 @@ assert all(os.wait()[1] == 0 for _ in range(2))
 
 
 def test_two_processes_that_build_the_same_end_with_one(tmp_path) -> None:
+    (tmp_path / "together.py").write_text(TOGETHER)  # what is cached has to be defined in a file
+    (tmp_path / "store").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", TOGETHER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, tmp_path / "together.py", tmp_path / "store"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     (one, times), (other, same_times) = (line.split() for line in done.stdout.splitlines())
     assert int(one) + int(other) >= 100 and times == same_times
-    assert len(list(tmp_path.iterdir())) == 100
+    assert len(list((tmp_path / "store").iterdir())) == 100

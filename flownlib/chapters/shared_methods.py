@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -196,6 +197,5 @@ def make(name: str, experiment: Setup, choice: Choice) -> Generator:
 
 def caml_flow(experiment: Setup, choice: Choice) -> FlowGenerator:
     """The latent flow with a CAML-style transformer in place of class means; it is fitted on and asked with support sets."""
-    flow, features = make("latent_flow", experiment, choice), CONTEXT_DIM
-    way = experiment.zoo.train.model.num_classes
-    return replace(flow, name="latent_flow_caml", conditioner=CAMLContext(features, way, flow.width))
+    conditioner = partial(CAMLContext, CONTEXT_DIM, experiment.zoo.train.model.num_classes)
+    return replace(make("latent_flow", experiment, choice), name="latent_flow_caml", conditioner=conditioner)
