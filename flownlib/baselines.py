@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flownlib.context import Contexts, mean_contexts, nearest_task
 from flownlib.encoders import WeightSpace
-from flownlib.weights import Float, Weights, check_count
+from flownlib.weights import Float, Weights, check_count, drawn
 from flownlib.zoo import Zoo
 
 
@@ -63,7 +63,7 @@ class Noise(Retrieving):
 
     def draw(self, n: int, rows: Float[Tensor, "m p"], generator: torch.Generator) -> Weights:
         """x = x_train + strength * eps [n, p]."""
-        return pick(n, rows, generator) + self.strength * torch.randn(n, rows.shape[1], generator=generator)
+        return pick(n, rows, generator) + self.strength * drawn(torch.randn, (n, rows.shape[1]), generator, rows)
 
 
 class Soup(Retrieving):
@@ -86,8 +86,8 @@ class Gaussian(Retrieving):
         """x = mean + A eps with A A^T the empirical covariance [n, p]."""
         mean = rows.mean(0)
         if self.diagonal:
-            return mean + rows.std(0) * torch.randn(n, rows.shape[1], generator=generator)
-        eps = torch.randn(n, len(rows), generator=generator)
+            return mean + rows.std(0) * drawn(torch.randn, (n, rows.shape[1]), generator, rows)
+        eps = drawn(torch.randn, (n, len(rows)), generator, rows)
         return mean + eps @ (rows - mean) / (len(rows) - 1) ** 0.5
 
 
@@ -98,7 +98,7 @@ class Interpolation(Retrieving):
 
     def draw(self, n: int, rows: Float[Tensor, "m p"], generator: torch.Generator) -> Weights:
         """x = (1 - u) x_a + u x_b [n, p]."""
-        u = torch.rand(n, 1, generator=generator)
+        u = drawn(torch.rand, (n, 1), generator, rows)
         return (1 - u) * pick(n, rows, generator) + u * pick(n, rows, generator)
 
 

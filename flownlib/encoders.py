@@ -139,6 +139,6 @@ def reconstruct(encoder: Encoder, zoo: Zoo, tasks: Mapping[str, Task], baseline:
     after = torch.empty(len(zoo))
     for name in zoo.tasks:
         rows = torch.tensor((zoo.table["task"] == name).to_numpy())
-        after[rows] = score(zoo.model, decoded[rows], tasks[name].test.x, tasks[name].test.y).accuracy
+        after[rows] = score(zoo.model, decoded[rows], tasks[name].test.x, tasks[name].test.y).accuracy.cpu()
     before = torch.tensor(zoo.table["test_accuracy"].to_numpy(), dtype=torch.float32)
     return Reconstruction(float(r2), before, after)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from flownlib.weights import Bool, Float, Latents, check_count
+from flownlib.weights import Bool, Float, Latents, check_count, drawn
 
 PREDICTIONS = ("velocity", "x_1", "noise")
 SOLVERS = ("euler", "midpoint", "rk4", "dopri5")
@@ -79,7 +79,7 @@ class StraightPath:
         # x_t = alpha x_1 + beta x_0 + sigma * eps
         x_t = at_t.alpha * x_1 + at_t.beta * x_0
         if self.sigma:
-            x_t = x_t + self.sigma * torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype, device=x_t.device)
+            x_t = x_t + self.sigma * drawn(torch.randn, x_t.shape, generator, x_t)
         # u_t(x | x_0, x_1) = alpha' x_1 + beta' x_0
         return PathSample(x_0, x_1, t, x_t, at_t.d_alpha * x_1 + at_t.d_beta * x_0)
 

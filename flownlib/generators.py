@@ -29,7 +29,7 @@ from flownlib.flow import (
     integrate,
 )
 from flownlib.optimisation import minimise, moving_average, seeded_module
-from flownlib.weights import Int, Latents, Weights, check_count
+from flownlib.weights import Int, Latents, Weights, check_count, drawn
 from flownlib.zoo import Zoo
 
 _COUPLINGS = ("independent", "optimal", "optimal_within")
@@ -51,7 +51,7 @@ class Generator(Protocol):
 def task_numbers(zoo: Zoo) -> Int[Tensor, " n"]:
     """Each network's task as its place in `zoo.tasks`, int64 [n]."""
     place = {task: i for i, task in enumerate(zoo.tasks)}
-    return torch.tensor([place[task] for task in zoo.table["task"]])
+    return torch.tensor([place[task] for task in zoo.table["task"]], device=zoo.weights.device)
 
 
 def optimal_coupling(x_0: Tensor, x_1: Tensor, groups: Tensor | None = None) -> Int[Tensor, " n"]:
@@ -144,7 +144,7 @@ def train_flow(
 
     def loss() -> Tensor:
         x_0, x_1, c = batches(training.batch_size, generator)
-        uniform = torch.rand(2, len(x_1), generator=generator, device=x_1.device, dtype=x_1.dtype)
+        uniform = drawn(torch.rand, (2, len(x_1)), generator, x_1)
         condition_mask = None if c is None else uniform[1] >= training.context_dropout
         return flow_matching_loss(model, path.sample(x_0, x_1, uniform[0], generator), c, condition_mask)
 
@@ -202,13 +202,13 @@ class FlowGenerator:
         def batches(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             rows = torch.randint(len(latents), (n,), generator=generator)
             x_1, tasks = latents[rows], task_of[rows]
-            x_0 = couple(self.coupling, prior.sample(n, generator), x_1, tasks)
+            x_0 = couple(self.coupling, prior.sample(n, generator).to(x_1), x_1, tasks)
             return x_0, x_1, self.contexts.draw(tasks, generator)
 
         def dispersion(velocity: nn.Module) -> float:
             return self.dispersion(velocity, latents, task_of)
 
-        network = seeded_module(seed, lambda: self.network(self, zoo))
+        network = seeded_module(seed, lambda: self.network(self, zoo)).to(latents.device)
         generator = torch.Generator().manual_seed(seed)
         self.velocity, self.log = train_flow(
             network, batches, self.training, generator, progress=self.progress, dispersion=dispersion
@@ -221,7 +221,7 @@ class FlowGenerator:
         assert self.prior
         ratios = []
         for task, c in enumerate(self.contexts.draws[:, 0]):
-            x_0 = self.prior.sample(n, torch.Generator().manual_seed(task))
+            x_0 = self.prior.sample(n, torch.Generator().manual_seed(task)).to(latents)
             x_1 = integrate(velocity, x_0, c.expand(n, -1), self.method, self.steps).x_1
             ratios.append(x_1.std(0).norm() / latents[task_of == task].std(0).norm())
         return float(torch.stack(ratios).mean())
@@ -233,7 +233,8 @@ class FlowGenerator:
         """The latents' trajectories from x_0 [n, k] under one condition c [c]; what is not given is the generator's own."""
         conditions = self.contexts.repeated(c, len(x_0))
         velocity = guided(self.velocity, self.guidance if guidance is None else guidance)
-        return integrate(velocity, x_0, conditions, method or self.method, self.steps if steps is None else steps)
+        steps = self.steps if steps is None else steps
+        return integrate(velocity, x_0.to(conditions), conditions, method or self.method, steps)
 
     def sample(self, n: int, c: Tensor, generator: torch.Generator) -> Weights:
         """n weight vectors [n, p] for one condition c [c]."""

@@ -105,11 +105,11 @@ def energy_test(
     for sample in (x, y):
         check_real("the rows of a two-sample test", sample, x.shape[1:])
     check_count("the number of permutations", permutations)
-    pooled = torch.cat([x, y]).double()
+    pooled = torch.cat([x, y]).cpu().double()  # few rows, and not every device has such numbers
     distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
     signs = torch.cat([distance.new_full((len(x),), 1 / len(x)), distance.new_full((len(y),), -1 / len(y))])
-    orders = torch.rand(permutations, len(pooled), generator=generator, device=generator.device).argsort(1)
-    splits = torch.cat([signs[None], signs[orders.to(signs.device)]])
+    orders = torch.rand(permutations, len(pooled), generator=generator).argsort(1)
+    splits = torch.cat([signs[None], signs[orders]])
     # E = 2 E|X - Y| - E|X - X'| - E|Y - Y'| = -s^T D s, with s = 1 / n on the one side and -1 / m on the other
     energy = -((splits @ distance) * splits).sum(1)
     at_least = (energy >= energy[0] - 1e-9 * distance.max()).sum()  # rounding must not tell equal splits apart

@@ -163,6 +163,6 @@ class Aligner:
             reference = self.references.get(task, self.joint)
             if reference is None:
                 raise ValueError(f'there is no reference for task {task!r}; fit the aligner with reference="joint"')
-            rows = torch.tensor((zoo.table["task"] == task).to_numpy())
+            rows = torch.tensor((zoo.table["task"] == task).to_numpy(), device=weights.device)
             weights[rows] = match(self.model, weights[rows], reference, generator, restarts)
         return zoo.with_weights(weights)

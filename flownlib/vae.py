@@ -17,7 +17,7 @@ from flownlib.encoders import Standardiser
 from flownlib.networks import Model, classifier
 from flownlib.optimisation import minimise, seeded_module
 from flownlib.scoring import Task
-from flownlib.weights import Artifact, Float, Images, Latents, Layout, Weights
+from flownlib.weights import Artifact, Float, Images, Latents, Layout, Weights, drawn
 from flownlib.zoo import Zoo
 
 Pair = tuple[nn.Module, nn.Module]
@@ -135,7 +135,7 @@ class VAE(nn.Module):
         model = classifier(artifact.meta["classifier"])
         if Layout.from_json(artifact.meta["layout"]) != model.layout:
             raise ValueError(f"this VAE was trained for another layout of {model.name}; train it again.")
-        vae = cls(model, VAESettings(**artifact.meta["settings"]))
+        vae = cls(model, VAESettings(**artifact.meta["settings"])).to(artifact.tensors["mean"].device)
         vae.load_state_dict(artifact.tensors)
         return vae.eval().requires_grad_(False)
 
@@ -152,13 +152,13 @@ def vae_loss(vae: VAE, weights: Weights, images: Images, generator: torch.Genera
     """The three terms for a batch of networks of one task: weights, behaviour, kl (scalars, already weighted)."""
     s, standard = vae.settings, vae.standardiser.forward(weights)
     if s.jitter:  # other networks, to be reconstructed as they are
-        standard = standard + s.jitter * torch.randn(standard.shape, generator=generator, dtype=standard.dtype)
+        standard = standard + s.jitter * drawn(torch.randn, standard.shape, generator, standard)
         weights = vae.standardiser.inverse(standard)
-    noise = torch.randn(standard.shape, generator=generator, dtype=standard.dtype)
+    noise = drawn(torch.randn, standard.shape, generator, standard)
     mean, log_variance = vae.posterior(standard + s.input_noise * noise)
     # z = mu + sigma * eps
     deviation = (log_variance / 2).exp() if s.kl_loss else s.latent_noise
-    z = mean + deviation * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    z = mean + deviation * drawn(torch.randn, mean.shape, generator, mean)
     decoded = vae.decoder(z)
     # KL(q(z | w) || N(0, 1)) per weight
     kl = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean() / standard.shape[1]
@@ -187,7 +187,7 @@ def train_vae(
         ValueError: for less than one step, networks that are not finite, or an unknown architecture.
     """
     generator = torch.Generator().manual_seed(seed)
-    vae = seeded_module(seed, lambda: VAE(zoo.model, settings))
+    vae = seeded_module(seed, lambda: VAE(zoo.model, settings)).to(zoo.weights.device)
     kind = architecture(settings.architecture)
     standardiser = kind.standardise(zoo.weights, zoo.layout)
     vae.mean.copy_(standardiser.mean)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -162,6 +162,11 @@ class Symmetries:
     groups: tuple[Group, ...]
     rescalings: tuple[Rescaling, ...] = ()
     norms: tuple[Any, ...] = ()  # layers before a batch norm, each with a `standardise(tensors)`
+
+
+def drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Numbers of a shape by torch.rand or randn, moved to where `like` is: a seed gives the same ones on every device."""
+    return draw(shape, generator=generator, dtype=like.dtype, device=generator.device if generator else "cpu").to(like.device)
 
 
 def is_finite(x: Tensor) -> bool:

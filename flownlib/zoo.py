@@ -63,7 +63,7 @@ class Zoo:
 
     def digest(self) -> str:
         """Hash of the weights and the table: equal for equal zoos."""
-        digest = hashlib.sha256(self.weights.contiguous().numpy().tobytes())
+        digest = hashlib.sha256(self.weights.cpu().contiguous().numpy().tobytes())
         digest.update(self.table.to_json(double_precision=15).encode())
         return digest.hexdigest()[:16]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from flownlib.chapters.records import Records
 from flownlib.extensions.bodies import pretrain_body
 from flownlib.extensions.lora import LoRA, adapt
+from flownlib.harness.devices import device_of
 from flownlib.harness.memo import memo
 from flownlib.harness.profiles import Profile
 from flownlib.networks import Model, cnn_medium
@@ -45,7 +46,7 @@ def padded(x: Tensor) -> Tensor:
 def alphabets(settings: Profile) -> list[Task]:
     """All embedded alphabets as tasks of 32 × 32 images."""
     sizes = SplitSizes(settings.lora_images, settings.lora_validation_images, settings.lora_test_images)
-    tasks = [load_task(name, sizes) for name in ALPHABETS]
+    tasks = [load_task(name, sizes).to(device_of(settings)) for name in ALPHABETS]
     return [
         Task(task.name, task.num_classes, *(Split(padded(s.x), s.y) for s in (task.train, task.validation, task.test)))
         for task in tasks

@@ -51,8 +51,9 @@ def chosen_flow(experiment: Setup, name: str, progress: bool = False) -> FlowGen
     choice = dict(CHOICES[name])
     encoder = WeightSpace.fit(experiment.zoo.train) if choice.pop("space", False) else vae_of(experiment)
     scale, fresh = choice.pop("scale", 1.0), choice.pop("fresh", False)
-    prior = FreshNetworks(experiment.zoo.train.model, encoder) if fresh else GaussianPrior(encoder.latent_dim, scale)
-    settings = experiment.settings
+    settings, train = experiment.settings, experiment.zoo.train
+    gaussian = GaussianPrior(encoder.latent_dim, scale)
+    prior = FreshNetworks(train.model, encoder, train.weights.device) if fresh else gaussian
     training = shared.flow_training(settings)
     return FlowGenerator(encoder, name, width=settings.flow_width, training=training, prior=prior, progress=progress, **choice)
 

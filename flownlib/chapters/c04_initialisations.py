@@ -23,6 +23,7 @@ from flownlib.extensions.bodies import PrototypicalBody, TaskZoo, pretrain_body,
 from flownlib.extensions.episodes import Characters, Episodes, alphabet_episodes, character_pools, draw_episodes, held_out_tasks
 from flownlib.extensions.network_tokens import NetworkFlow, fit_flow_matching, fit_prior, fit_queries, network_flow
 from flownlib.extensions.reward import reward_fine_tune
+from flownlib.harness.devices import device_of
 from flownlib.harness.memo import memo, tensors
 from flownlib.harness.profiles import Profile
 from flownlib.networks import Classifier, cnn_embed, cnn_small
@@ -44,10 +45,12 @@ class Data:
 def data(settings: Profile, seed: int) -> Data:
     """Images do not depend on the seed; which of them are support images does."""
     queries = settings.ood_test_images
-    pools = character_pools(settings.ood_classes, settings.ood_images, SHOT + queries)
+    device = device_of(settings)
+    pools = character_pools(settings.ood_classes, settings.ood_images, SHOT + queries, device)
     count = settings.ood_validation_episodes
     validation = draw_episodes(pools.validation, count, 10, SHOT, queries, seeded(seed, 1))
-    return Data(pools, validation, alphabet_episodes(held_out_tasks(queries), settings.ood_draws, SHOT, queries, seed))
+    tasks = [task.to(device) for task in held_out_tasks(queries)]
+    return Data(pools, validation, alphabet_episodes(tasks, settings.ood_draws, SHOT, queries, seed))
 
 
 @memo(lambda stored: stored.tensors["body"])
@@ -134,7 +137,7 @@ def initialisations(settings: Profile, seed: int, data: Data) -> dict[str, Initi
     body_decay = choose_weight_decay(model, body.weights, data.validation)
     average = zoo.weights.mean(0, keepdim=True)
     return {
-        "kaiming": lambda e: model.initialise(len(e), seeded(seed, 2)),
+        "kaiming": lambda e: model.initialise(len(e), seeded(seed, 2)).to(e.support_x),
         "zoo_average": lambda e: average.expand(len(e), -1),
         "retrieval_matched": lambda e: retrieve_matched(model, zoo.weights[:100], e),
         "softmax_logistic": lambda e: logistic_networks(model, softmax, e, softmax_decay),
@@ -162,7 +165,7 @@ def latent_initialisations(settings: Profile, seed: int) -> dict[str, Initialise
         return torch.cat([flow.sample(1, y, seeded(seed, 5, i)) for i, y in enumerate(contexts)])
 
     return {
-        "kaiming": lambda e: model.initialise(len(e), seeded(seed, 2)),
+        "kaiming": lambda e: model.initialise(len(e), seeded(seed, 2)).to(e.support_x),
         "zoo_average": lambda e: average.expand(len(e), -1),
         "retrieval_matched": lambda e: retrieve_matched(model, hundred, e),
         "latent_flow": generate,

@@ -24,6 +24,7 @@ from flownlib.extensions.fewshot import (
 )
 from flownlib.extensions.head_gauge import HeadGauge
 from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_prior, fit_queries
+from flownlib.harness.devices import device_of
 from flownlib.harness.memo import memo, tensors
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded, seeded_module
@@ -50,7 +51,9 @@ def image_pools(settings: Profile) -> dict[str, Tensor]:
     x, y = (torch.cat([getattr(split, name) for split in (digits.train, digits.validation, digits.test)]) for name in "xy")
     far = torch.stack([x[y == label][:170] for label in range(10)])
     # every second held-back character of the training scripts is for choosing, the others are for reporting
-    return {"train": pools.train, "validation": pools.validation[::2], "in": pools.validation[1::2], "ood": unseen, "far": far}
+    chosen, new, device = pools.validation[::2], pools.validation[1::2], device_of(settings)
+    pools = {"train": pools.train, "validation": chosen, "in": new, "ood": unseen, "far": far}
+    return {name: pool.to(device) for name, pool in pools.items()}
 
 
 @memo(tensors)
@@ -60,7 +63,7 @@ def _backbone(settings: Profile, seed: int, pool: Tensor) -> dict[str, Tensor]:
 
 def frozen_backbone(settings: Profile, seed: int, pool: Tensor) -> Backbone:
     """The image encoder, trained on the first of the pool's classes only: most characters are new to it."""
-    model = Backbone()
+    model = Backbone().to(pool.device)
     model.load_state_dict(_backbone(settings, seed, pool))
     return model.eval().requires_grad_(False)
 
@@ -127,7 +130,7 @@ def _heads(stored: Artifact) -> Heads:
 @memo(_heads)
 def many_shot_heads(settings: Profile, seed: int, pool: Tensor, weight_decay: float) -> dict[str, Tensor]:
     """Logistic-regression heads for random 5-way tasks, each trained on all images of its classes: what the flow imitates."""
-    labels = torch.arange(WAY).repeat_interleave(pool.shape[1])
+    labels = torch.arange(WAY, device=pool.device).repeat_interleave(pool.shape[1])
     classes = torch.rand(settings.fewshot_heads, len(pool), generator=seeded(seed, 60)).argsort(dim=1)[:, :WAY]
     parts = [logistic_head(pool[group].flatten(1, 2), labels, WAY, weight_decay) for group in classes.split(250)]
     rows, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -151,7 +154,7 @@ class Trained:
 
 def new_flow(heads: Heads, pool: Tensor, seed: int) -> HeadFlow:
     """A head flow before training; its prior is fitted to the heads."""
-    flow = seeded_module(seed, lambda: HeadFlow(heads.gauge, pool.shape[-1], WAY))
+    flow = seeded_module(seed, lambda: HeadFlow(heads.gauge, pool.shape[-1], WAY)).to(pool.device)
     fit_prior(flow, heads.tokens, heads.classes, pool, seed)
     return flow
 
@@ -175,7 +178,7 @@ def _queried(settings: Profile, seed: int, pool: Tensor, heads: Heads, imitate: 
 
 def new_caml(pool: Tensor, seed: int) -> CAML:
     """CAML before training."""
-    return seeded_module(seed, lambda: CAML(pool.shape[-1], WAY))
+    return seeded_module(seed, lambda: CAML(pool.shape[-1], WAY)).to(pool.device)
 
 
 @memo(tensors)

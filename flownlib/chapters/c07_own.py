@@ -27,6 +27,7 @@ from flownlib.extensions.modules import ModuleClassifier
 from flownlib.extensions.pca import PCA
 from flownlib.generators import FlowGenerator, FlowTraining, Generator
 from flownlib.harness.cache import cached_folder
+from flownlib.harness.devices import device_of
 from flownlib.harness.folders import disk_trouble
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
@@ -75,9 +76,9 @@ def last_epochs(training: Training) -> range:
 def fine_tuned(model: ModuleClassifier, images: Split, training: Training, runs: int, seed: int) -> Tensor:
     """Weights [epochs kept, runs, p] of runs that differ in the order of their images."""
     orders = minibatch_orders([seed * 100_000 + run for run in range(runs)], len(images), training)
-    start = model.initialise(1, seeded(seed)).repeat(runs, 1)
+    start = model.initialise(1, seeded(seed)).to(images.x).repeat(runs, 1)
     record = [training.steps(len(images)) // training.epochs * epoch for epoch in last_epochs(training)]
-    return train_many(model, start, images, orders, training.learning_rate, record)
+    return train_many(model, start, images, orders, training.learning_rate, record).cpu()
 
 
 def write_checkpoint(state: dict[str, Tensor], folder: Path, epoch: int, pickled: bool) -> None:
@@ -110,7 +111,8 @@ def setup(settings: Profile, seed: int, example: Example) -> OwnSetup:
     model, folder = SuffixClassifier.of(whole), folder_of_runs(settings, seed, example)
     task = model.task(colour_task(example.task, settings))
     imported = import_checkpoints(folder, whole, task.name)
-    zoo = with_accuracy(last_of_each_run(replace(imported, model=model)), task)
+    imported = replace(imported, model=model, weights=imported.weights.to(device_of(settings)))
+    zoo = with_accuracy(last_of_each_run(imported), task)
     return ready(zoo, task, settings.own_held_out)
 
 
@@ -157,14 +159,14 @@ def ready(zoo: Zoo, task: Task, held_out: int) -> OwnSetup:
         raise ValueError(f"the zoo's networks are of {zoo.tasks} and not of {task.name!r}: name the task when you import them")
     copies: dict[bytes, str] = {}
     for run, row in zip(zoo.table["run"], zoo.weights, strict=True):
-        if (other := copies.setdefault(hashlib.sha256(row.numpy().tobytes()).digest(), run)) != run:
+        if (other := copies.setdefault(hashlib.sha256(row.cpu().numpy().tobytes()).digest(), run)) != run:
             raise ValueError(
                 f"runs {other!r} and {run!r} hold the same network, so that none of it can be held out; remove one"
             )
     train, unseen = zoo.split(held_out)
     _check_enough(train)
     reference = ReferenceSet.of(task, train, unseen, WeightSpace.fit(train))
-    return OwnSetup(CanonicalZoo(train, unseen, None), task, {task.name: torch.zeros(2, 1)}, reference)
+    return OwnSetup(CanonicalZoo(train, unseen, None), task, {task.name: zoo.weights.new_zeros(2, 1)}, reference)
 
 
 def _check_enough(train: Zoo) -> None:
@@ -188,7 +190,7 @@ def generators(settings: Profile, train: Zoo) -> list[Generator]:
 def compared(name: str, own: OwnSetup, settings: Profile, seed: int) -> list[dict]:
     """Raw records of one example: accuracy before fine-tuning, what principal components keep, every method's `MEASURES`."""
     records, train, unseen = Records(zoo=name), own.zoo.train, own.zoo.held_out
-    test, start = own.task.test, train.model.initialise(1, torch.Generator())
+    test, start = own.task.test, train.model.initialise(1, torch.Generator()).to(train.weights)
     records.add("test_accuracy", "base", score(train.model, start, test.x, test.y).accuracy.tolist())
     kept = reconstruct(PCA.fit(train, len(train) - 1), unseen, {own.task.name: own.task}, train.weights.mean(0))
     records.add("r2", "pca", [kept.r2])

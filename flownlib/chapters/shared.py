@@ -14,10 +14,11 @@ from torch import Tensor
 from flownlib.context import set_mean_context
 from flownlib.encoders import Encoder, WeightSpace
 from flownlib.evaluation import ReferenceSet
-from flownlib.extensions import graph_encoder, linear_vae, weight_tokens  # noqa: F401 (they register their architectures)  # noqa: F401 (they register their architectures)
+from flownlib.extensions import graph_encoder, linear_vae, weight_tokens  # noqa: F401 (they register their architectures)
 from flownlib.extensions.backbone import Backbone, PCAFeatures, TorchvisionFeatures, torchvision_features, train_backbone
 from flownlib.extensions.pca import PCA
 from flownlib.generators import FlowGenerator, FlowTraining
+from flownlib.harness.devices import device_of
 from flownlib.harness.memo import memo, tensors
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded
@@ -43,7 +44,8 @@ def split_sizes(settings: Profile) -> SplitSizes:
 
 def zoo_tasks(settings: Profile) -> dict[str, Task]:
     """The tasks of the main zoo by name."""
-    return {name: load_task(name, split_sizes(settings)) for name in IN_DISTRIBUTION[: settings.zoo_tasks]}
+    names, sizes, device = IN_DISTRIBUTION[: settings.zoo_tasks], split_sizes(settings), device_of(settings)
+    return {name: load_task(name, sizes).to(device) for name in names}
 
 
 def zoo_settings(settings: Profile, seed: int, kind: str = "independent", **changes) -> ZooSettings:
@@ -56,6 +58,7 @@ def zoo_settings(settings: Profile, seed: int, kind: str = "independent", **chan
         "sizes": split_sizes(settings),
         "training": training,
         "seed": seed,
+        "device": device_of(settings),
     }
     return ZooSettings(**(values | changes))
 
@@ -75,7 +78,7 @@ class CanonicalZoo:
 def canonical_zoo(settings: Profile, seed: int, progress: bool = True, kind: str = "independent") -> CanonicalZoo:
     """Collect the main zoo of a kind, split it by seed, align it."""
     train, held_out = collect(zoo_settings(settings, seed, kind), progress=progress).split(settings.held_out_per_task)
-    stored = aligned(train, held_out, seed)
+    stored = {name: tensor.to(train.weights.device) for name, tensor in aligned(train, held_out, seed).items()}
     aligner = Aligner(train.model, {task: stored[f"reference.{task}"] for task in train.tasks})
     return CanonicalZoo(train.with_weights(stored["train"]), held_out.with_weights(stored["held_out"]), aligner)
 
@@ -120,7 +123,7 @@ def context_backbone(settings: Profile, seed: int) -> Backbone | TorchvisionFeat
     if settings.context_model != "trained":
         images = torch.cat([task.train.x for task in zoo_tasks(settings).values()])
         return torchvision_features(settings.context_model, images, CONTEXT_DIM)
-    backbone = Backbone(dim=CONTEXT_DIM)
+    backbone = Backbone(dim=CONTEXT_DIM).to(device_of(settings))
     backbone.load_state_dict(trained_context_backbone(settings, seed))
     return backbone.eval().requires_grad_(False)
 
@@ -130,7 +133,7 @@ def trained_context_backbone(settings: Profile, seed: int) -> dict[str, Tensor]:
     """The state of a convolutional encoder trained on characters that resemble none of any task here."""
     every = "".join(text for text, _ in ALPHABETS.values()) + "0123456789"
     text = glyphs.without_lookalikes(glyphs.characters(glyphs.TRAINING_SCRIPTS), every)[:: settings.context_every]
-    pool = glyph_pool(text, settings.context_images).float()
+    pool = glyph_pool(text, settings.context_images).float().to(device_of(settings))
     pool = ((pool - pool.mean()) / pool.std())[:, :, None]
     return train_backbone(pool, settings.context_steps, seed, dim=CONTEXT_DIM).state_dict()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.harness.cache import cached_folder
+from flownlib.harness.devices import device_of
 from flownlib.harness.folders import disk_trouble
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import minimise, seeded_module
@@ -46,7 +47,8 @@ def colour_task(name: str, settings: Profile) -> Task:
         x = F.pad(split.x, (2, 2, 2, 2), value=float(split.x.min()))
         return Split(x.expand(-1, 3, -1, -1).contiguous(), split.y)
 
-    return Task(task.name, task.num_classes, *map(coloured, (task.train, task.validation, task.test)))
+    splits = map(coloured, (task.train, task.validation, task.test))
+    return Task(task.name, task.num_classes, *splits).to(device_of(settings))
 
 
 def resnet() -> nn.Module:
@@ -71,7 +73,7 @@ def base_checkpoint(settings: Profile, seed: int, example: Example) -> Path:
 
 def pretrained(images: Split, epochs: int, seed: int) -> nn.Module:
     """A ResNet-18 trained as usual, all of it, batch norms in training mode."""
-    network = seeded_module(seed, resnet).train()
+    network = seeded_module(seed, resnet).train().to(images.x.device)
     order = minibatch_orders([seed], len(images), Training(epochs, 50))[0]
     batches = iter(order)
 
@@ -80,7 +82,7 @@ def pretrained(images: Split, epochs: int, seed: int) -> nn.Module:
         return F.cross_entropy(network(images.x[rows]), images.y[rows])
 
     minimise(loss, network, len(order), 1e-3, "pre-training", weight_decay=0.0, clip=math.inf, constant=True)
-    return network.eval()
+    return network.eval().cpu()  # to a file
 
 
 def own_model(base: Path, patterns: tuple[str, ...]) -> ModuleClassifier:

@@ -112,23 +112,23 @@ class TaskAudit:
         samples = self.samples
         right = int((~samples.test.wrong[samples.best]).sum())
         return {
-            "test_accuracy_mean": mean_interval(samples.test.accuracy.numpy()),
+            "test_accuracy_mean": mean_interval(samples.test.accuracy.tolist()),
             "test_accuracy_best_by_validation": proportion_interval(right, samples.test.wrong.shape[1]),
-            "nearest_training_distance": mean_interval(samples.nearest.numpy()),
-            "error_overlap": mean_interval(samples.overlap.numpy()),
+            "nearest_training_distance": mean_interval(samples.nearest.tolist()),
+            "error_overlap": mean_interval(samples.overlap.tolist()),
         }
 
     def row(self) -> dict[str, float | str | Interval]:
         """The task in one line of the summary; intervals are over the sampled networks."""
         samples, held_out = self.samples, self.held_out
         measured = {
-            "accuracy": mean_interval(samples.test.accuracy.numpy()),
-            "held-out accuracy": mean_interval(held_out.test.accuracy.numpy()),
+            "accuracy": mean_interval(samples.test.accuracy.tolist()),
+            "held-out accuracy": mean_interval(held_out.test.accuracy.tolist()),
             "spread": samples.spread,
             "offset": samples.offset,
-            "nearest": mean_interval(samples.nearest.numpy()),
-            "error overlap": mean_interval(samples.overlap.numpy()),
-            "held-out overlap": mean_interval(held_out.overlap.numpy()),
+            "nearest": mean_interval(samples.nearest.tolist()),
+            "error overlap": mean_interval(samples.overlap.tolist()),
+            "held-out overlap": mean_interval(held_out.overlap.tolist()),
             "p weights": samples.p_weights,
             "p behaviour": samples.p_behaviour,
         }

@@ -122,5 +122,5 @@ def torchvision_features(name: str, images: Tensor, dim: int) -> TorchvisionFeat
         raise ValueError(f"the weights of {name} could not be downloaded ({error}); connect, or set context_model") from None
     head = [part for part, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     model.set_submodule(head, nn.Identity())
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(images.device)
     return TorchvisionFeatures(model, PCAFeatures(dim).fit(penultimate(model, images[:: max(1, len(images) // 1000)])))

@@ -68,7 +68,7 @@ class Corrected:
         self.space, self.contexts, training = WeightSpace.fit(zoo), StandardContexts.fit(contexts, zoo.tasks), self.training
         generator, turn = torch.Generator().manual_seed(seed), iter(range(training.steps))
         sizes = self.space.latent_dim, self.contexts.dim, self.width
-        self.corrector = seeded_module(seed, lambda: VelocityMLP(*sizes, depth=2))
+        self.corrector = seeded_module(seed, lambda: VelocityMLP(*sizes, depth=2)).to(zoo.weights.device)
 
         def loss() -> Tensor:
             name = zoo.tasks[next(turn) % len(zoo.tasks)]
@@ -102,10 +102,10 @@ class FreshTraining:
 
     def fit(self, zoo: Zoo, contexts: Contexts, seed: int) -> Self:
         """Nothing to learn."""
-        self.model = zoo.model
+        self.model, self.like = zoo.model, zoo.weights[:0]
         return self
 
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p] as torch initialises them."""
         check_count("the number of networks", n)
-        return self.model.initialise(n, generator)
+        return self.model.initialise(n, generator).to(self.like)

@@ -14,7 +14,7 @@ from flownlib.encoders import Encoder
 from flownlib.flow import PathSample, VelocityMLP
 from flownlib.generators import FlowLog, FlowTraining, task_numbers, train_flow
 from flownlib.optimisation import seeded_module
-from flownlib.weights import check_count
+from flownlib.weights import check_count, drawn
 from flownlib.zoo import Zoo
 
 
@@ -35,7 +35,7 @@ class NoiseSchedule:
 
     def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, generator: torch.Generator | None = None) -> PathSample:
         """Noised data, so that the flow's training loop can be used: x_0 is noise, x_1 data, t in [0, 1) from noise to data."""
-        abar = self.alpha_bars[self.level(t)].to(x_1)[:, None]
+        abar = self.alpha_bars.to(x_1)[self.level(t)][:, None]
         return PathSample(x_0, x_1, t, abar.sqrt() * x_1 + (1 - abar).sqrt() * x_0, torch.zeros_like(x_1))
 
     def level(self, t: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def reverse(
         # x' = sqrt(abar') x_data + sqrt(1 - abar' - sigma^2) eps + sigma z
         x = before.sqrt() * data + (1 - before - sigma**2).clamp(min=0).sqrt() * eps
         if following is not None and eta:
-            x = x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            x = x + sigma * drawn(torch.randn, x.shape, generator, x)
     return x
 
 
@@ -101,11 +101,11 @@ class LatentDiffusion:
 
         def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             rows = torch.randint(len(latents), (n,), generator=generator)
-            noise = torch.randn(n, latents.shape[1], generator=generator)
+            noise = drawn(torch.randn, (n, latents.shape[1]), generator, latents)
             return noise, latents[rows], self.contexts.draw(task_of[rows], generator)
 
         sizes = latents.shape[1], self.contexts.dim, self.width
-        network = seeded_module(seed, lambda: VelocityMLP(*sizes, predicts="noise"))
+        network = seeded_module(seed, lambda: VelocityMLP(*sizes, predicts="noise")).to(latents.device)
         generator = torch.Generator().manual_seed(seed)
         self.denoiser, self.log = train_flow(network, draw, self.training, generator, self.schedule, progress=False)
         return self
@@ -114,6 +114,6 @@ class LatentDiffusion:
     def sample(self, n: int, y: Tensor, generator: torch.Generator) -> Tensor:
         """n weight vectors [n, p]."""
         context = self.contexts.repeated(y, n)
-        noise = torch.randn(n, self.encoder.latent_dim, generator=generator)
+        noise = drawn(torch.randn, (n, self.encoder.latent_dim), generator, context)
         noise_of = lambda x, t: self.denoiser.predict(x, t, context)
         return self.encoder.decode(reverse(self.schedule, noise_of, noise, self.steps, self.eta, generator))

@@ -104,13 +104,13 @@ class Characters:
     validation: Tensor
 
 
-def character_pools(most: int, images: int, validation_images: int) -> Characters:
+def character_pools(most: int, images: int, validation_images: int, device: str = "cpu") -> Characters:
     """All characters of the training scripts that resemble none of the held-out alphabets or digits.
 
     Every tenth one goes to validation, and both pools are standardised by the training pool's mean and deviation.
 
     Args:
-        most: characters to use at most. images, validation_images: of each.
+        most: characters to use at most. images, validation_images: of each. device: where the pools shall be.
     """
     avoid = "".join(ALPHABETS[name][0] for name in HELD_OUT) + "0123456789"
     text = without_lookalikes(characters(TRAINING_SCRIPTS), avoid)
@@ -119,11 +119,9 @@ def character_pools(most: int, images: int, validation_images: int) -> Character
     every = min(10, len(text) // 10)
     validation = text[::every]
     train = "".join(c for i, c in enumerate(text) if i % every)
-    x = glyph_pool(train, images).float()
+    x, others = (glyph_pool(*pool).float() for pool in ((train, images), (validation, validation_images)))
     mean, std = x.mean(), x.std()
-    return Characters(
-        ((x - mean) / std)[:, :, None], ((glyph_pool(validation, validation_images).float() - mean) / std)[:, :, None]
-    )
+    return Characters(*(((part - mean) / std)[:, :, None].to(device) for part in (x, others)))
 
 
 def held_out_tasks(queries: int) -> list[Task]:

@@ -83,7 +83,7 @@ class PLDA:
         within = (1 - shrink) * within + shrink * within.diagonal().mean() * torch.eye(d).to(within)
         # the scatter of k-image means holds W / k beside B
         between = torch.cov(means.T) - within / k
-        values, vectors = scipy.linalg.eigh(between.double().cpu().numpy(), within.double().cpu().numpy())
+        values, vectors = scipy.linalg.eigh(between.cpu().double().numpy(), within.cpu().double().numpy())
         return cls(mean, torch.from_numpy(vectors).to(pool), torch.from_numpy(values).to(pool).clamp(min=0))
 
     def logits(self, episodes: Episodes) -> Tensor:

@@ -18,12 +18,14 @@ class FreshNetworks:
     Args:
         model: the zoo's classifier.
         encoder: the flow's.
+        device: where the encoder is.
     """
 
     model: Model
     encoder: Encoder
+    device: torch.device | str = "cpu"
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n points [n, k]."""
-        return self.encoder.encode(self.model.initialise(n, generator))
+        return self.encoder.encode(self.model.initialise(n, generator).to(self.device))

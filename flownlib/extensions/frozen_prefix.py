@@ -6,6 +6,7 @@ that it need not run again for each: partial evaluation, along the module's grap
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from typing import Self
@@ -76,7 +77,8 @@ class SuffixClassifier(ModuleClassifier):
     @torch.no_grad()
     def features(self, x: Tensor, chunk: int = 50) -> Tensor:
         """What the frozen part makes of images [n, c, h, w]: [n, d, 1, 1]."""
-        rows = [torch.cat([part.flatten(1) for part in self.prefix(images)], dim=1) for images in x.split(chunk)]
+        prefix = self.prefix if x.device.type == "cpu" else deepcopy(self.prefix).to(x.device)  # which has the whole's tensors
+        rows = [torch.cat([part.flatten(1) for part in prefix(images)], dim=1) for images in x.split(chunk)]
         return torch.cat(rows)[:, :, None, None]
 
     def task(self, task: Task) -> Task:

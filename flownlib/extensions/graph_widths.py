@@ -22,7 +22,7 @@ def at_width(vae: VAE, zoo: Zoo) -> VAE:
     Raises:
         ValueError: if the classifiers differ in more than their widths.
     """
-    other = seeded_module(0, lambda: VAE(zoo.model, vae.settings))
+    other = seeded_module(0, lambda: VAE(zoo.model, vae.settings)).to(zoo.weights.device)
     other.encoder, other.decoder = vae.encoder.on(zoo.model), vae.decoder.on(zoo.model)
     standardiser = standardiser_by_tensor(zoo.weights, zoo.layout)
     other.mean.copy_(standardiser.mean)
@@ -44,7 +44,7 @@ def train_on_widths(zoos: Sequence[Zoo], tasks: Mapping[str, Task], settings: VA
     if settings.architecture != "graph":
         raise ValueError(f'classifiers of several widths need the architecture "graph", not {settings.architecture!r}')
     generator = torch.Generator().manual_seed(seed)
-    first = seeded_module(seed, lambda: VAE(zoos[0].model, settings))
+    first = seeded_module(seed, lambda: VAE(zoos[0].model, settings)).to(zoos[0].weights.device)
     vaes = [at_width(first, zoo) for zoo in zoos]
 
     def draw(count: int, size: int) -> Tensor:

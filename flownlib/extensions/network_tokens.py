@@ -187,7 +187,7 @@ def network_flow(
         features = model.features(body, images)[0]
     basis, gauge = BodyBasis.fit(bodies, body[0, : -model.head_size], components), HeadGauge.fit(rows, bias, features)
     frame = basis, gauge, PixelBasis.fit(images), features.std().item()
-    return seeded_module(seed, lambda: NetworkFlow(model, *frame, centroid_scale))
+    return seeded_module(seed, lambda: NetworkFlow(model, *frame, centroid_scale)).to(zoo.device)
 
 
 def fit_flow_matching(
@@ -215,7 +215,7 @@ def fit_flow_matching(
     def loss() -> Tensor:
         networks = torch.randint(len(zoo), (batch_size,), generator=generator)
         order = torch.rand(batch_size, way, generator=generator).argsort(dim=1)
-        classes = zoo_classes[networks].gather(1, order)
+        classes = zoo_classes[networks].gather(1, order.to(zoo_classes.device))
         support = draw_episodes(pool, batch_size, way, shot, 0, generator, classes).support_x
         tokens_1 = tokens[networks[:, None], order.to(tokens.device)]
         return flow.flow_matching_loss(support, z[networks], tokens_1, generator)

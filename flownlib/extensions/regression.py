@@ -13,7 +13,7 @@ from flownlib.context import Contexts, StandardContexts, mean_contexts, nearest_
 from flownlib.encoders import Encoder
 from flownlib.generators import FlowTraining, task_numbers
 from flownlib.optimisation import minimise, seeded_module
-from flownlib.weights import check_count
+from flownlib.weights import check_count, drawn
 from flownlib.zoo import Zoo
 
 
@@ -33,7 +33,7 @@ class HyperNetwork:
         self.contexts, generator = StandardContexts.fit(contexts, zoo.tasks), torch.Generator().manual_seed(seed)
         c, k = self.contexts.dim, self.encoder.latent_dim
         layers = lambda: nn.Sequential(nn.Linear(c, self.width), nn.SiLU(), nn.Linear(self.width, k))
-        self.regressor = seeded_module(seed, layers)
+        self.regressor = seeded_module(seed, layers).to(latents.device)
 
         def loss() -> Tensor:
             rows = torch.randint(len(latents), (self.training.batch_size,), generator=generator)
@@ -73,7 +73,7 @@ class KernelDensity:
         """n weight vectors [n, p]."""
         check_count("the number of networks", n)
         rows = self.rows[nearest_task(self.centres, y)]
-        drawn = rows.gather(0, torch.randint(len(rows), (n, rows.shape[1]), generator=generator))
+        picked = rows.gather(0, torch.randint(len(rows), (n, rows.shape[1]), generator=generator).to(rows.device))
         # z = z_i + h eps with h = bandwidth * deviation * n^(-1/5)
         width = self.bandwidth * rows.std(0) * len(rows) ** -0.2
-        return self.encoder.decode(drawn + width * torch.randn(drawn.shape, generator=generator))
+        return self.encoder.decode(picked + width * drawn(torch.randn, picked.shape, generator, picked))

@@ -7,10 +7,11 @@ import os
 import shutil
 import sys
 import tomllib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from flownlib.harness.devices import automatic
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GIB = 2**30
@@ -99,10 +100,9 @@ def graphics_card() -> Check:
     """A GPU is used where there is one and is never needed by the smoke and tutorial profiles."""
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about a missing driver, which the line below says better
-        found = torch.cuda.is_available()
-    return Check(True, f"graphics card: {torch.cuda.get_device_name() if found else 'none, and none is needed'}", needed=False)
+    device = automatic()
+    names = {"cuda": torch.cuda.get_device_name, "mps": lambda: "Apple's", "cpu": lambda: "none, and none is needed"}
+    return Check(True, f"graphics card: {names[device]()}; the setting device=auto means {device} here", needed=False)
 
 
 def cache() -> Check:

@@ -5,7 +5,8 @@
 
 The settings are handed on in a wrapper that notes which of them are read, here and in cached functions called from here, so
 that a change to any other leaves the result in place. The code is the import closure of the function's module. Not in the
-key: versions of packages, the number of threads and what else the environment says.
+key: versions of packages, the number of threads, the device and what else the environment says. They change a result by
+rounding only, since random numbers are drawn on the processor: what a GPU made serves a machine without one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from flownlib.harness.cache import find, keep
 from flownlib.harness.closure import fingerprint
+from flownlib.harness.devices import device_of
 from flownlib.harness.profiles import Profile
 from flownlib.weights import Artifact
 
@@ -38,7 +40,7 @@ class Reads:
         value = getattr(self._settings, name)
         if callable(value):
             return functools.partial(getattr(type(_bare(self)), name), self)  # so that what a method reads is noted too
-        if name not in self._fixed:
+        if name not in self._fixed and name != "device":
             self._log[name] = value
         return value
 
@@ -72,7 +74,7 @@ def memo(
     The function returns an `Artifact`, named tensors, or something with `as_artifact()`.
 
     Args:
-        restore: from the stored artefact to what callers get, also right after the computation.
+        restore: from the stored artefact, on the device of the settings, to what callers get, also right after the computation.
         ignore: parameters that change no result.
 
     Raises:
@@ -98,7 +100,8 @@ def memo(
                 return f"{stem}-{_hash(reads)}", artifact
 
             stored = _find(stem, settings) or keep(compute)
-            return restore(Artifact(stored.tensors, stored.meta["meta"]))
+            device = device_of(next(iter(settings.values()))) if settings else "cpu"
+            return restore(Artifact({k: v.to(device) for k, v in stored.tensors.items()}, stored.meta["meta"]))
 
         return remembered
 

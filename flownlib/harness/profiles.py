@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from flownlib.harness.devices import DEVICES, check_device
 from flownlib.harness.memory import profile_memory, require_memory
 from flownlib.harness.settings import check_fields, from_environment, rules, setting, shown
 
@@ -30,6 +31,7 @@ class Profile:
     """Flat settings, each with its range; the defaults are the tutorial's."""
 
     profile: str = "tutorial"
+    device: str = setting("auto", "where tensors are; auto takes a GPU that is there", choices=DEVICES, chapter="machine")
     images_train: int = setting(2000, "training images of each alphabet", 50, 1_000_000, chapter="tasks")
     images_validation: int = setting(1000, "images to choose by", 10, 1_000_000)
     images_test: int = setting(5000, "images to report on", 10, 1_000_000)
@@ -275,7 +277,7 @@ def load(profile: str = "tutorial", overrides: Mapping[str, Any] | None = None) 
 
     Raises:
         ValueError: for an unknown profile, setting or encoder, a value of the wrong type or out of range, values that do not
-            go together, or sizes beyond this machine's memory.
+            go together, a device that is not there, or sizes beyond this machine's memory.
     """
     profile = from_environment("FLOWN_PROFILE", profile)
     if not isinstance(profile, str) or profile not in PROFILES:
@@ -289,6 +291,7 @@ def load(profile: str = "tutorial", overrides: Mapping[str, Any] | None = None) 
     settings = replace(PROFILES[profile], **(overrides or {}))
     if settings.context_model not in ("trained", PROFILES[profile].context_model):
         check_torchvision_model(settings.context_model)
+    check_device(settings.device)
     require_memory(profile_memory(settings))
     return settings
 

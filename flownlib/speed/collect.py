@@ -41,7 +41,7 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     settings = settings.checked()
     draw_images(settings)
     jobs = [(settings, task, seeds) for task, seeds in settings.shards()]
-    workers = min(workers or default_workers(), len(jobs))
+    workers = min(workers or default_workers(), len(jobs)) if settings.device == "cpu" else 1
     bar = tqdm(total=len(jobs), desc=f"zoo ({settings.kind})", disable=not progress)
     missing = [job for job in jobs if not is_cached(*job)]
     bar.update(len(jobs) - len(missing))
@@ -56,7 +56,7 @@ def collect(settings: ZooSettings, workers: int | None = None, progress: bool = 
     table = pd.concat([part.table for part in parts], ignore_index=True)
     if table["diverged"].any():
         log.warning("%d of %d networks diverged; the table's column `diverged` marks them", table["diverged"].sum(), len(table))
-    return Zoo(torch.cat([part.weights for part in parts]), table, parts[0].model, asdict(settings))
+    return Zoo(torch.cat([part.weights for part in parts]).to(settings.device), table, parts[0].model, asdict(settings))
 
 
 def draw_images(settings: ZooSettings) -> None:
@@ -81,7 +81,7 @@ def collect_shard(settings: ZooSettings, task_name: str, seeds: tuple[int, ...])
 
 
 def _shard_key(settings: ZooSettings, task: str, seeds: tuple[int, ...]) -> dict:
-    inputs = {name: value for name, value in asdict(settings).items() if name not in ("tasks", "seed", "networks")}
+    inputs = {name: value for name, value in asdict(settings).items() if name not in ("tasks", "seed", "networks", "device")}
     if settings.kind == "one_run":
         inputs["checkpoints"] = settings.networks
     if settings.kind == "shared" or settings.minibatches == "shared":
@@ -110,7 +110,7 @@ def hyper_parameters(settings: ZooSettings, seeds: Sequence[int]) -> dict[str, l
 
 def _train_shard(settings: ZooSettings, task_name: str, seeds: tuple[int, ...]) -> Artifact:
     task, model, shared_seed = (
-        load_task(task_name, settings.sizes),
+        load_task(task_name, settings.sizes).to(settings.device),
         classifier(settings.classifier),
         SHARED_SEED + settings.seed,
     )
@@ -122,7 +122,7 @@ def _train_shard(settings: ZooSettings, task_name: str, seeds: tuple[int, ...]) 
         orders = minibatch_orders(seeds, len(task.train), training, chosen["data_fraction"])
     last, record = orders.shape[1], _recorded(settings, orders.shape[1])
     rate, decay = torch.tensor(chosen["learning_rate"]), torch.tensor(chosen["weight_decay"])
-    checkpoints = train_many(model, starts, task.train, orders, rate, record, decay, settings.backend)
+    checkpoints = train_many(model, starts.to(settings.device), task.train, orders, rate, record, decay, settings.backend)
     weights, count = checkpoints.flatten(0, 1), len(checkpoints)
     table = {
         "task": [task_name] * len(weights),
@@ -154,5 +154,5 @@ def _scored(table: pd.DataFrame, model: Classifier, weights: Tensor, task: Task,
         scores = score(model, weights, split.x, split.y, backend, allow_diverged=True)
         table[f"{name}_accuracy"], table[f"{name}_loss"] = scores.accuracy.tolist(), scores.loss.tolist()
     guess = math.log(task.num_classes) + 0.1  # nats; a fresh network lies a little above the logarithm
-    table["diverged"] = ~(weights.isfinite().all(1).numpy() & (table["train_loss"] < guess).to_numpy())
+    table["diverged"] = ~(weights.isfinite().all(1).cpu().numpy() & (table["train_loss"] < guess).to_numpy())
     return table

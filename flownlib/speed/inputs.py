@@ -35,7 +35,7 @@ def training_inputs(
     check_real("images", images, tuple(model.image_shape))
     m = len(weights)
     labels = whole_numbers("labels", labels, model.num_classes)
-    orders = whole_numbers("the images that minibatches name", orders, len(images))
+    orders = whole_numbers("the images that minibatches name", orders, len(images)).to(weights.device)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{len(images)} images need as many labels, not {tuple(labels.shape)}")
     if orders.dim() != 3 or len(orders) not in (1, m):

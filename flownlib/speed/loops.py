@@ -94,7 +94,7 @@ def train_one(
     model: Classifier, weights: Tensor, data: Split, order: Tensor, learning_rate: float, weight_decay: float = 0.0
 ) -> Tensor:
     """The same training of one network [p] with a plain `torch.nn` module and loop: the reference for speed and equality."""
-    module = model.module().to(weights.dtype)
+    module = model.module().to(weights)
     module.load_state_dict(model.layout.state_dict(weights))
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
     for batch in order:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, replace
 
 import torch
 
+from flownlib.harness.devices import DEVICES, check_device
 from flownlib.harness.memory import require_memory
 from flownlib.harness.settings import SEED, check_fields, one_line, rules, setting, shown
 from flownlib.networks import Classifier, classifier
@@ -25,6 +26,7 @@ KINDS = {
     "trajectories": "the seed and the epoch: every run from its initialisation to its end",
 }
 SHARD = 16  # networks trained together; also what an interrupted collection loses at most, per worker
+GPU_SHARD = 512  # the same on a GPU, which is filled by many
 ORDERS = ("own", "shared")
 LEAST_DATA = 0.2  # of the images, that a network of kind "varied" is trained on
 NESTED = {"sizes": SplitSizes, "training": Training}
@@ -43,6 +45,7 @@ class ZooSettings:
     seed: int = setting(0, "which networks: another seed, others", *SEED)
     backend: str = setting("auto", "who trains; auto is the faster one here", choices=backends.BACKENDS)
     minibatches: str = setting("own", "each network's own order, or one for all of a task, which is faster", choices=ORDERS)
+    device: str = setting("cpu", "where networks are trained, and where the zoo is", choices=DEVICES[1:])
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, whatever the machine."""
@@ -74,11 +77,12 @@ class ZooSettings:
         """These settings with the backend that "auto" stands for here.
 
         Raises:
-            ValueError: for an unknown classifier, a backend that does not work here, or sizes beyond this machine's memory.
+            ValueError: for an unknown classifier, a backend or device that is not here, or sizes beyond this machine's memory.
         """
+        check_device(self.device)
         model = classifier(self.classifier)
         require_memory(self._memory(model))
-        return replace(self, backend=backends.choose(self.backend, model, torch.float32))
+        return replace(self, backend=backends.choose(self.backend, model, torch.float32, self.device))
 
     def _memory(self, model: Classifier) -> dict[str, int]:
         """Bytes of the largest tables, by what they are: an estimate."""
@@ -107,5 +111,6 @@ class ZooSettings:
         """(task, seeds) of each unit of work."""
         first = self.seed * 100_000
         seeds = [first] if self.kind == "one_run" else range(first, first + self.networks)
-        parts = [tuple(seeds[i : i + SHARD]) for i in range(0, len(seeds), SHARD)]
+        size = SHARD if self.device == "cpu" else GPU_SHARD
+        parts = [tuple(seeds[i : i + size]) for i in range(0, len(seeds), size)]
         return [(task, part) for task in self.tasks for part in parts]
