@@ -72,6 +72,8 @@ class Elsewhere(Tensor):
 
 def placed(func: Any, flat: list, form: Any) -> torch.device:
     """Where torch puts the result of an operation on these arguments; it raises RuntimeError where it refuses their devices."""
+    if torch._C._current_autograd_node() is not None:
+        return CUDA  # a backward pass follows its forward pass, but asks the numbers where they are
     if getattr(func, "overloadpacket", None) in INDEXING and not isinstance(flat[0], Elsewhere):
         raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
     with FAKE:
@@ -129,8 +131,9 @@ class Device(TorchFunctionMode):
         if func in FACTORIES and device and device.type == "cuda":
             if kwargs.get("generator") is not None:
                 raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+            learned = kwargs.pop("requires_grad", False)
             x = func(*args, **kwargs | {"device": CPU})
-            return x if isinstance(x, Elsewhere) else moved(x, CUDA)
+            return (x if isinstance(x, Elsewhere) else Elsewhere(x)).requires_grad_(learned)
         if func is torch.as_tensor and device and isinstance(args[0], Elsewhere):
             return moved(args[0], CPU)
         return func(*args, **kwargs)
