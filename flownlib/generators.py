@@ -68,10 +68,8 @@ def optimal_coupling(x_0: Tensor, x_1: Tensor, groups: Tensor | None = None) -> 
     cost = torch.cdist(x_1.flatten(1), x_0.flatten(1)).square()
     if groups is not None:
         cost = cost + (groups[:, None] != groups[None]) * (cost.max() + 1) * len(cost)
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
-    index = torch.empty(len(x_1), dtype=torch.int64)
-    index[torch.as_tensor(rows)] = torch.as_tensor(columns)
-    return index.to(x_1.device)
+    _, columns = linear_sum_assignment(cost.cpu().numpy())  # of as many rows, in their order
+    return torch.as_tensor(columns, device=x_1.device)
 
 
 def couple(coupling: str, x_0: Tensor, x_1: Tensor, groups: Tensor) -> Tensor:
@@ -205,9 +203,7 @@ class FlowGenerator:
             x_0 = couple(self.coupling, prior.sample(n, generator).to(x_1), x_1, tasks)
             return x_0, x_1, self.contexts.draw(tasks, generator)
 
-        def dispersion(velocity: nn.Module) -> float:
-            return self.dispersion(velocity, latents, task_of)
-
+        dispersion = lambda velocity: self.dispersion(velocity, latents, task_of)
         network = seeded_module(seed, lambda: self.network(self, zoo)).to(latents.device)
         generator = torch.Generator().manual_seed(seed)
         self.velocity, self.log = train_flow(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -44,11 +45,12 @@ from flownlib.flow import StraightPath, VelocityMLP
 from flownlib.generators import FlowGenerator, FlowTraining, train_flow
 from flownlib.harness import devices, profiles
 from flownlib.harness.memo import Reads
-from flownlib.networks import Classifier, Linear, cnn_embed, mlp
+from flownlib.networks import Classifier, cnn_embed, mlp
 from flownlib.optimisation import seeded, seeded_module
 from flownlib.scoring import Split, Task, score
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
+from flownlib.speed.zoo_settings import ZooSettings
 from flownlib.symmetry import Aligner, match
 from flownlib.vae import VAESettings, train_vae
 from flownlib.zoo import Zoo
@@ -81,7 +83,9 @@ class World:
 
     @property
     def tasks(self) -> dict[str, Task]:
-        return {name: Task(name, WAY, *(split_of(18, 3 * i + k) for k in range(3))).to(self.place) for i, name in enumerate(NAMES)}
+        return {
+            name: Task(name, WAY, *(split_of(18, 3 * i + k) for k in range(3))).to(self.place) for i, name in enumerate(NAMES)
+        }
 
     @property
     def zoo(self) -> Zoo:
@@ -260,9 +264,7 @@ def evaluation(world: World) -> Found:
     train, held_out = world.zoo.split(3)
     aligner, space = Aligner.fit(train, rounds=1), WeightSpace.fit(train)
     zoo = shared.CanonicalZoo(aligner(train), aligner(held_out), aligner)
-    references = {
-        name: ReferenceSet.of(task, zoo.train, zoo.held_out, space, aligner) for name, task in world.tasks.items()
-    }
+    references = {name: ReferenceSet.of(task, zoo.train, zoo.held_out, space, aligner) for name, task in world.tasks.items()}
     flow = FlowGenerator(space, width=8, training=SHORT).fit(zoo.train, world.contexts, 0)
     gaussian = all_baselines()[5].fit(zoo.train, world.contexts, 0)
     table = compare([flow, gaussian], references, world.contexts, zoo.held_out, 6, 0)
@@ -308,11 +310,15 @@ def generated_heads(world: World) -> Found:
     losses += fewshot.train_caml(caml, pool, 2, 0, 3)
     episodes = fewshot.fewer(draw_episodes(pool, 3, WAY, 4, 2, seeded(1)), 2)
     found = {"flow": flow.logits(episodes, seeded(2)), "caml": caml.logits(episodes, seeded(2), 2), "losses": losses}
-    return found | {"plda": fewshot.PLDA.fit(pool).logits(episodes), "centroid": fewshot.centroid(episodes)} | {
-        "regression": fewshot.logistic_regression(episodes, 0.1),
-        "labels": random_labels(2, WAY, seeded(0)).tolist(),
-        "queries": alphabet_episodes([*world.tasks.values()], 2, 2, 2, 0).query_x,
-    }
+    return (
+        found
+        | {"plda": fewshot.PLDA.fit(pool).logits(episodes), "centroid": fewshot.centroid(episodes)}
+        | {
+            "regression": fewshot.logistic_regression(episodes, 0.1),
+            "labels": random_labels(2, WAY, seeded(0)).tolist(),
+            "queries": alphabet_episodes([*world.tasks.values()], 2, 2, 2, 0).query_x,
+        }
+    )
 
 
 @stage
@@ -347,11 +353,91 @@ def plain(found: object) -> list[float]:
     return values.detach().flatten().double().tolist()
 
 
+def check(name: str, place: str) -> None:
+    """A stage's tensors are where its inputs were, with the processor's numbers up to rounding."""
+    here, there = STAGES[name](World("cpu")), STAGES[name](World(place))
+    assert here.keys() == there.keys()
+    for what, found in there.items():
+        assert not isinstance(found, Tensor) or found.device.type == place, f"{what} is back on the processor"
+        assert plain(found) == pytest.approx(plain(here[what]), rel=1e-3, abs=1e-4), what
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_follows_the_device_of_its_inputs(name: str) -> None:
-    here = STAGES[name](World("cpu"))
+def test_a_stage_follows_the_device_of_its_inputs(name: str, monkeypatch) -> None:
+    monkeypatch.setenv("FLOWN_BACKEND", "torch")
     with gpu():
-        there = STAGES[name](World("cuda"))
-        for what, found in there.items():
-            assert not isinstance(found, Tensor) or isinstance(found, Elsewhere), f"{what} is back on the processor"
-            assert plain(found) == pytest.approx(plain(here[what]), rel=1e-3, abs=1e-4), what
+        check(name, "cuda")
+
+
+@pytest.mark.skipif(devices.automatic() == "cpu", reason="there is no GPU here")
+def test_every_stage_runs_on_the_real_device() -> None:
+    for name in STAGES:
+        check(name, devices.automatic())
+
+
+FORGETFUL: dict[str, Callable[[Tensor], object]] = {
+    "makes a tensor on the processor": lambda x: x + torch.ones(len(x)),
+    "stacks one from there": lambda x: torch.cat([x, torch.zeros(3)]),
+    "draws noise there": lambda x: x + torch.randn(x.shape, generator=seeded(0)),
+    "draws noise here, with a generator from there": lambda x: torch.randn(3, generator=seeded(0), device=x.device),
+    "forgets a module": lambda x: torch.nn.Linear(4, 2)(x),
+    "indexes there by numbers from here": lambda x: torch.arange(9)[x.argsort()],
+    "hands it to numpy": lambda x: x.numpy(),
+    "hands it to whoever asks for an array": lambda x: np.asarray(x),
+}
+
+
+@pytest.mark.parametrize("mistake", FORGETFUL)
+def test_what_a_gpu_would_refuse_is_refused(mistake: str) -> None:
+    with gpu():
+        x = numbers(4).to("cuda")
+        with pytest.raises((RuntimeError, TypeError)):
+            FORGETFUL[mistake](x)
+    FORGETFUL[mistake](numbers(4))  # and on the processor nobody notices
+
+
+def test_a_stage_that_forgets_the_device_fails() -> None:
+    STAGES["forgetful"] = lambda world: {"noise": world.features + torch.randn(8, generator=seeded(0))}
+    STAGES["returning"] = lambda world: {"features": world.features.cpu()}
+    try:
+        with gpu(), pytest.raises(RuntimeError, match="same device"):
+            check("forgetful", "cuda")
+        with gpu(), pytest.raises(AssertionError, match="back on the processor"):
+            check("returning", "cuda")
+    finally:
+        del STAGES["forgetful"], STAGES["returning"]
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_runs() -> None:
+    missing = next(kind for kind in ("mps", "cuda") if not devices.is_there(kind))
+    with pytest.raises(ValueError, match=f"^setting 'device' names {missing}, and torch finds none here; choose one of auto"):
+        profiles.load("smoke", {"device": missing})
+    with pytest.raises(ValueError, match="setting 'device' takes one of auto, cpu, cuda, mps, not 'gpu'"):
+        profiles.load("smoke", {"device": "gpu"})
+    assert devices.device_of(profiles.load("smoke")) == devices.automatic()
+    with pytest.raises(ValueError, match=f"names {missing}"):
+        ZooSettings(("latin",), 2, device=missing).checked()
+
+
+def test_the_chapters_door_moves_everything_and_the_cache_is_shared(monkeypatch) -> None:
+    monkeypatch.setenv("FLOWN_BACKEND", "torch")
+    monkeypatch.setattr(devices, "is_there", lambda kind: kind != "mps")
+    few = {"zoo_tasks": 1, "networks_per_task": 4, "held_out_per_task": 2, "epochs": 1, "vae_steps": 3, "context_steps": 2}
+    smoke = profiles.PROFILES["smoke"].changed(**few)
+
+    def door(device: str) -> dict[str, Tensor]:
+        log: dict[str, object] = {}
+        settings = Reads(smoke.changed(device=device), log)
+        zoo, vae, tasks = shared.canonical_zoo(settings, 0), shared.trained_vae(settings, 0), shared.zoo_tasks(settings)
+        contexts = shared.support_contexts(shared.context_backbone(settings, 0), tasks, 2, 3, 0)
+        found = {"weights": zoo.train.weights, "reference": zoo.aligner.references["latin"], "images": tasks["latin"].test.x}
+        found |= {"latents": vae.encode(zoo.train.weights), "contexts": contexts["latin"]}
+        assert "device" not in log and "vae_steps" in log
+        return found
+
+    with gpu():
+        there = door("auto")
+    here = door("cpu")  # from what the other has stored
+    for name, tensor in there.items():
+        assert isinstance(tensor, Elsewhere) and not isinstance(here[name], Elsewhere), name
+        assert plain(tensor) == pytest.approx(plain(here[name]), rel=1e-3, abs=1e-4), name

@@ -70,12 +70,7 @@ def load_artifact(path: Path | str) -> Artifact:
     return _read(path)
 
 
-def cached(
-    stage: str,
-    settings: Mapping[str, Any],
-    build: Callable[[], Artifact],
-    root: Path | None = None,
-) -> Artifact:
+def cached(stage: str, settings: Mapping[str, Any], build: Callable[[], Artifact], root: Path | None = None) -> Artifact:
     """The artefact of `build`'s module under these settings, built and stored if it is absent or damaged.
 
     Raises:

@@ -8,16 +8,7 @@ import sys
 from pathlib import Path
 
 from flownlib.harness.profiles import Profile
-from flownlib.harness.settings import (
-    ENVIRONMENT,
-    Rule,
-    check_environment,
-    from_environment,
-    one_line,
-    rows,
-    shown,
-    table,
-)
+from flownlib.harness.settings import ENVIRONMENT, Rule, check_environment, from_environment, one_line, rows, shown, table
 
 TIMEOUT = Rule(int, "seconds that one cell may take", 1, 10_000_000)
 JOBS = Rule(int, "seeds of a study that are run at once", 1, 1024)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from flownlib.harness.memo import Reads
-    from flownlib.harness.profiles import Profile
+from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -40,6 +36,6 @@ def automatic() -> str:
     return next(kind for kind in ("cuda", "mps", "cpu") if is_there(kind))
 
 
-def device_of(settings: Profile | Reads) -> str:
+def device_of(settings: Any) -> str:
     """The device that the settings ask for, as torch names it; what chapters build or load is moved there once."""
     return automatic() if settings.device == "auto" else settings.device
