@@ -47,6 +47,7 @@ from flownlib.harness import devices, profiles
 from flownlib.harness.memo import Reads
 from flownlib.networks import Classifier, cnn_embed, mlp
 from flownlib.optimisation import seeded, seeded_module
+from flownlib.plots import explorer, latent_map, zoo_browser
 from flownlib.scoring import Split, Task, score
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
@@ -332,6 +333,27 @@ def low_rank(world: World) -> Found:
         "adapted": space.decode(adapt(MODEL, space, start, train, orders, 0.01)[-1]),
         "distilled": distilled.decode(distilled.encode(zoo.weights)),
     }
+
+
+@stage
+def pictures(world: World) -> Found:
+    """What is computed to be drawn comes back, for nothing draws a tensor that is on a GPU."""
+    model, images = cnn_embed(), F.pad(world.tasks["one"].test.x, [11] * 4)
+    split = Split(images, torch.arange(len(images)).to(world.place) % 10)
+    task, weights = Task("one", 10, split, split, split), model.initialise(8, seeded(0)).to(world.place)
+    table = pd.DataFrame({"task": "one", "seed": range(8)})
+    space, c = WeightSpace.fit(Zoo(weights, table, model)), {"one": numbers(2, 6).to(world.place)}
+    flow = FlowGenerator(space, width=8, training=SHORT).fit(Zoo(weights, table, model), c, 0)
+    axes = latent_map.plane(space.encode(weights))[1]
+    recorder = explorer.Recorder(flow, {"one": task}, {"one": c["one"][0]}, {"Gaussian": flow.prior.sample}, axes, model, 2)
+    drawn = (
+        latent_map.survey(space, model, weights, ["one"] * 8, {"one": task}, stops=3, images=12),
+        recorder("one", "Gaussian", 1.0, "euler", 2),
+        zoo_browser.browse(model, weights[:2], weights[2:4], split, stops=3),
+    )
+    values = [value for found in drawn for value in vars(found).values() if isinstance(value, Tensor)]
+    assert not any(isinstance(value, Elsewhere) or value.is_cuda for value in values)
+    return {f"{number} {tuple(value.shape)}": value.tolist() for number, value in enumerate(values)}
 
 
 @stage

@@ -92,13 +92,13 @@ class Recorder:
         chosen = torch.stack([(test.y == label).nonzero()[0, 0] for label in range(SHOWN)])
         return Recording(
             task,
-            trajectory.t,
-            trajectory.x @ self.axes.T,
-            score(self.model, weights, test.x[: self.tested], test.y[: self.tested]).accuracy.view(s, n),
-            self.model.layout.unflatten(weights)[f"{self.model.layer_names[0]}.weight"][:, :, 0].unflatten(0, (s, n)),
-            test.x[chosen, 0],
-            test.y[chosen],
-            self.model.forward(weights, test.x[chosen]).softmax(-1).unflatten(0, (s, n)),
+            trajectory.t.cpu(),
+            (trajectory.x @ self.axes.T).cpu(),
+            score(self.model, weights, test.x[: self.tested], test.y[: self.tested]).accuracy.cpu().view(s, n),
+            self.model.layout.unflatten(weights)[f"{self.model.layer_names[0]}.weight"][:, :, 0].cpu().unflatten(0, (s, n)),
+            test.x[chosen, 0].cpu(),
+            test.y[chosen].cpu(),
+            self.model.forward(weights, test.x[chosen]).softmax(-1).cpu().unflatten(0, (s, n)),
         )
 
 

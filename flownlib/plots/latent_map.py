@@ -63,7 +63,7 @@ def survey(
     margin = 0.05 * (high - low)
     x, y = (torch.linspace(float(a), float(b), stops) for a, b in zip(low - margin, high + margin, strict=True))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
-    decoded = encoder.decode(centre + grid @ axes)
+    decoded = encoder.decode(centre + grid.to(axes) @ axes)
     accuracy, pictures, answers, probabilities = [], [], [], []
     for task in tasks.values():
         split = task.test
@@ -74,8 +74,8 @@ def survey(
         answers.append(split.y[chosen])
         probabilities.append(logits_of(model, decoded, split.x[chosen]).softmax(-1).unflatten(0, (stops, stops)))
     filters = model.layout.unflatten(decoded)[f"{model.layer_names[0]}.weight"][:, :, 0].unflatten(0, (stops, stops))
-    accuracy, pictures, answers, probabilities = map(torch.stack, (accuracy, pictures, answers, probabilities))
-    return LatentMap(list(tasks), points, labels, x, y, accuracy, filters, pictures, answers, probabilities)
+    found = [torch.stack(parts).cpu() for parts in (accuracy, pictures, answers, probabilities)]
+    return LatentMap(list(tasks), points.cpu(), labels, x, y, found[0], filters.cpu(), *found[1:])
 
 
 def draw(found: LatentMap, column: int, row: int) -> Figure:

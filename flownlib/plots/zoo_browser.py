@@ -44,7 +44,7 @@ class Browsing:
 
 def line(a: Tensor, b: Tensor, stops: int) -> Tensor:
     """Networks [stops, p] from a to b: (1 - s) a + s b."""
-    share = torch.linspace(0, 1, stops, dtype=a.dtype)[:, None]
+    share = torch.linspace(0, 1, stops).to(a)[:, None]
     return (1 - share) * a + share * b
 
 
@@ -60,10 +60,10 @@ def browse(model: Classifier, raw: Tensor, aligned: Tensor, split: Split, stops:
         table = diagonal[:, None, None].repeat(1, len(raw), stops)
         for (a, b), accuracy in zip(pairs, found, strict=True):
             table[a, b], table[b, a] = accuracy, accuracy.flip(0)
-        lines[name] = table
+        lines[name] = table.cpu()
     first = f"{model.layer_names[0]}.weight"
-    filters = {name: model.layout.unflatten(w)[first][:, :, 0] for name, w in {"raw": raw, "aligned": aligned}.items()}
-    return Browsing(split.x[:, 0], split.y, predicted, filters, lines)
+    filters = {name: model.layout.unflatten(w)[first][:, :, 0].cpu() for name, w in {"raw": raw, "aligned": aligned}.items()}
+    return Browsing(split.x[:, 0].cpu(), split.y.cpu(), predicted.cpu(), filters, lines)
 
 
 def draw(browsing: Browsing, first: int, second: int) -> Figure:
