@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FAKE = FakeTensorMode()
 INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}  # fake tensors let these pass
+COPIES = {torch.ops.aten.copy_, torch.ops.aten._to_copy}
+QUICK: list[bool] = []  # not empty inside `gpu(quick=True)`
 BLIND = (DataDependentOutputException, DynamicOutputShapeException)  # what depends on numbers, which fake tensors have not
 
 
@@ -76,6 +78,8 @@ def placed(func: Any, flat: list, form: Any) -> torch.device:
         return CUDA  # a backward pass follows its forward pass, but asks the numbers where they are
     if getattr(func, "overloadpacket", None) in INDEXING and not isinstance(flat[0], Elsewhere):
         raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+    if QUICK:
+        return simply_placed(func, flat)
     with FAKE:
         inner, named = tree_unflatten([faked(x) for x in flat], form)
         try:
@@ -84,6 +88,16 @@ def placed(func: Any, flat: list, form: Any) -> torch.device:
             return CUDA
     outputs = [x for x in tree_flatten(result)[0] if isinstance(x, FakeTensor)]
     return outputs[0].fake_device if outputs else CPU
+
+
+def simply_placed(func: Any, flat: list) -> torch.device:
+    """The usual rule in a line, for whole notebooks: all on one device, but for single numbers, indices and copies."""
+    packet = getattr(func, "overloadpacket", None)
+    here = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Elsewhere) and x.dim()]
+    there = any(isinstance(x, Elsewhere) for x in flat)
+    if there and here and packet not in INDEXING | COPIES:
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+    return CUDA if there else CPU
 
 
 def faked(x: Any) -> Any:
@@ -153,12 +167,14 @@ class Device(TorchFunctionMode):
 
 
 @contextmanager
-def gpu() -> Iterator[None]:
-    """Inside, "cuda" is a device."""
+def gpu(quick: bool = False) -> Iterator[None]:
+    """Inside, "cuda" is a device; `quick` asks a simple rule in place of torch where a result lies."""
+    QUICK[:] = [True] * quick
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter on the processor cannot become one there
     try:
         with Device():
             yield
     finally:
+        QUICK.clear()
         torch.__future__.set_overwrite_module_params_on_conversion(before)
