@@ -5,8 +5,10 @@ No GPU is needed: `elsewhere` pretends one. The last test runs the same stages o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -428,6 +430,13 @@ def test_a_stage_that_forgets_the_device_fails() -> None:
             check("returning", "cuda")
     finally:
         del STAGES["forgetful"], STAGES["returning"]
+
+
+def test_what_is_drawn_or_counted_comes_from_the_processor() -> None:
+    """`.numpy()` refuses a tensor that is on a GPU, so that in the rooms that show things it follows a `.cpu()`."""
+    root = Path(__file__).resolve().parent.parent / "flownlib"
+    rooms = [path for room in ("plots", "extensions") for path in (root / room).rglob("*.py")]
+    assert not [path.name for path in rooms if re.search(r"(?<!cpu\(\))(?<!double\(\))\.numpy\(\)", path.read_text())]
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_runs() -> None:

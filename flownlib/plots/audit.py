@@ -75,7 +75,7 @@ def overlap_against_accuracy(audits: Sequence[Audit], task: str) -> Figure:
             (found.held_out.test.accuracy, found.held_out.overlap),
         )
         for (name, colour), (accuracy, overlap) in zip(NETWORKS.items(), clouds, strict=True):
-            ax.scatter(accuracy.numpy(), overlap.numpy(), s=20, color=colour, alpha=0.75, lw=0, label=name, clip_on=False)
+            ax.scatter(accuracy.cpu(), overlap.cpu(), s=20, color=colour, alpha=0.75, lw=0, label=name, clip_on=False)
         ax.set_title(name_of(audit.name), fontsize=11)
         ax.set(ylim=(0, 1))
     for ax in axes.flat[len(audits) :]:
@@ -111,7 +111,7 @@ def _strips(lines: Tensor, names: Sequence[str], notes: Sequence[str], layout: L
     for column, ((name, place), count) in enumerate(zip(tensors, shown, strict=True)):
         weights = torch.linspace(place.start, place.stop - 1, count).round().long()
         for ax, line in zip(axes[:, column], lines, strict=True):
-            ax.imshow(line[weights][None].numpy(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+            ax.imshow(line[weights][None].cpu(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
             bare(ax)
         axes[0, column].set_title(name.removesuffix(".weight"), fontsize=10)
     for ax, name in zip(axes[:, 0], names, strict=True):

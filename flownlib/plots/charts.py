@@ -164,7 +164,7 @@ def accuracy_curves(panels: Mapping[str, Mapping[str, Tensor | float]], stops: S
             if not isinstance(accuracy, Tensor):
                 ax.axhline(accuracy, color=colour, ls="--", lw=1.8, label=name_of(method))
                 continue
-            means = [mean_interval(row.numpy()) for row in accuracy]
+            means = [mean_interval(row.cpu().numpy()) for row in accuracy]
             ax.plot(places, [mean.value for mean in means], "o-", color=colour, ms=4, lw=2, label=name_of(method))
             ax.fill_between(places, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.13, lw=0)
         ax.set(title=title, xlabel=xlabel)
@@ -179,8 +179,8 @@ def paths_between(curves: Mapping[str, Tensor]) -> Figure:
     fig, ax = plt.subplots(figsize=(7.5, 3.6))
     for colour, (name, curve) in zip(PALETTE, curves.items(), strict=False):
         share = np.linspace(0, 1, curve.shape[1])
-        low, high = np.quantile(curve.numpy(), [0.1, 0.9], axis=0)
-        ax.plot(share, curve.mean(0).numpy(), color=colour, lw=2.2, label=name.replace("_", " "))
+        low, high = np.quantile(curve.cpu().numpy(), [0.1, 0.9], axis=0)
+        ax.plot(share, curve.mean(0).cpu().numpy(), color=colour, lw=2.2, label=name.replace("_", " "))
         ax.fill_between(share, low, high, color=colour, alpha=0.13, lw=0)
     ax.set(xlabel="share of the second network", ylabel="test accuracy", ylim=(0, 1))
     ax.legend(loc="lower right")
@@ -214,7 +214,7 @@ def before_after(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> F
     fig, axes = plt.subplots(1, len(before), figsize=(3.3 * len(before), 3.3), sharex=True, sharey=True, squeeze=False)
     for ax, (name, x) in zip(axes[0], before.items(), strict=True):
         ax.plot([0, 1], [0, 1], color=GREY, lw=1)
-        ax.scatter(x.numpy(), after[name].numpy(), s=16, color=BLUE, alpha=0.6, lw=0, clip_on=False)
+        ax.scatter(x.cpu().numpy(), after[name].cpu().numpy(), s=16, color=BLUE, alpha=0.6, lw=0, clip_on=False)
         ax.set(title=name.replace("_", " "), xlabel="test accuracy, original", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes[0, 0].set_ylabel("test accuracy, decoded")
     return fig
@@ -251,7 +251,7 @@ def matrices(shown: Mapping[str, Tensor], xlabel: str = "", ylabel: str = "", **
     fig, axes = plt.subplots(1, len(shown), figsize=(9.5, 2.7), sharey=True, squeeze=False)
     for ax, (title, matrix) in zip(axes[0], shown.items(), strict=True):
         limit = float(matrix.abs().quantile(0.99))
-        sns.heatmap(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, xticklabels=8, yticklabels=False, ax=ax, **style)
+        sns.heatmap(matrix.cpu(), cmap="RdBu_r", vmin=-limit, vmax=limit, xticklabels=8, yticklabels=False, ax=ax, **style)
         bare(ax)
         ax.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)

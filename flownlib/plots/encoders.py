@@ -28,11 +28,11 @@ def encoder_comparison(table: pd.DataFrame, zoos: Mapping[str, str]) -> Figure:
 def latent_maps(points: Tensor, tasks: Sequence[str], accuracy: Tensor) -> Figure:
     """Latents in a plane [n, 2] twice: coloured by task, and by the networks' accuracy [n]."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharex=True, sharey=True)
-    x, y = points.T.numpy()
+    x, y = points.T.cpu().numpy()
     names = [name_of(task) for task in tasks]
     palette = PALETTE[: len(set(names))]
     sns.scatterplot(x=x, y=y, hue=names, palette=palette, s=22, alpha=0.8, linewidth=0, ax=axes[0])
-    dots = axes[1].scatter(x, y, s=16, c=accuracy.numpy(), cmap="viridis", lw=0)
+    dots = axes[1].scatter(x, y, s=16, c=accuracy.cpu().numpy(), cmap="viridis", lw=0)
     fig.colorbar(dots, ax=axes[1], label="test accuracy")
     for ax in axes:
         ax.set(xlabel="first latent axis", ylabel="second latent axis")

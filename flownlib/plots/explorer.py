@@ -139,7 +139,7 @@ class Frame:
         title = f"{recording.task}, network {network} at t = {recording.t[stop]:.2f}: accuracy {accuracy:.2f}"
         strip = filter_rows(self.filters, recording.filters[stop, network][None])
         self.filters.apply_aspect()  # square pixels, though the axes themselves are not painted again
-        images = self.pictures.imshow(torch.cat(list(recording.images), dim=1).numpy(), cmap="gray_r", aspect="auto")
+        images = self.pictures.imshow(torch.cat(list(recording.images), dim=1).cpu().numpy(), cmap="gray_r", aspect="auto")
         return [
             self.figure.text(0.265, 0.945, title, ha="center", fontsize=11),
             *_paths(self.paths, recording, stop, network),
@@ -152,20 +152,20 @@ class Frame:
 
 def _paths(ax: Axes, recording: Recording, stop: int, network: int) -> list[Artist]:
     points, color = recording.points, {"cmap": "viridis", "clim": (0, 1)}
-    segments = torch.stack([points[:-1], points[1:]], dim=2).flatten(0, 1).numpy()
-    lines = LineCollection(segments, array=recording.accuracy[1:].flatten().numpy(), lw=1.2, alpha=0.45, **color)
+    segments = torch.stack([points[:-1], points[1:]], dim=2).flatten(0, 1).cpu().numpy()
+    lines = LineCollection(segments, array=recording.accuracy[1:].flatten().cpu().numpy(), lw=1.2, alpha=0.45, **color)
     ax.add_collection(lines, autolim=False)
     low, high = points.amin((0, 1)), points.amax((0, 1))
     margin = 0.06 * (high - low)
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     ax.set(xlim=(left, right), ylim=(bottom, top))
-    dots = ax.scatter(*points[stop].T.numpy(), c=recording.accuracy[stop].numpy(), s=22, zorder=3, **color)
+    dots = ax.scatter(*points[stop].T.cpu().numpy(), c=recording.accuracy[stop].cpu().numpy(), s=22, zorder=3, **color)
     ring = ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=RED, lw=2.2, zorder=4)
     return [lines, dots, ring]
 
 
 def _accuracies(ax: Axes, recording: Recording, t: float, stop: int, network: int) -> list[Artist]:
-    times, accuracy = recording.t.numpy(), recording.accuracy.numpy()
+    times, accuracy = recording.t.cpu().numpy(), recording.accuracy.cpu().numpy()
     ways = [np.stack([times, way], axis=1) for way in accuracy.T]
     others = ax.add_collection(LineCollection(ways, color=GREY, lw=0.8, alpha=0.4), autolim=False)
     line = ax.axvline(t, color=INK, lw=1)

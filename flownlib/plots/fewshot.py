@@ -79,7 +79,7 @@ def predictions(seen: Episodes, known: Episodes, methods: Mapping[str, Method], 
     middle.set_title(f"queries, labelled by\n{name_of(chosen)}", fontsize=10)
     right = (logits[chosen].argmax(-1) == known.query_y)[0].unflatten(0, (seen.way, -1))
     size = queries.shape[-1]
-    for (row, column), good in np.ndenumerate(right.numpy()):
+    for (row, column), good in np.ndenumerate(right.cpu().numpy()):
         colour = GREEN if good else RED
         place = (column * size + 0.5, row * size + 0.5)
         middle.add_patch(plt.Rectangle(place, size - 2, size - 2, fill=False, ec=colour, lw=2.5))

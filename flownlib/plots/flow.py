@@ -18,9 +18,9 @@ from flownlib.plots.style import BLUE, GREY, PALETTE, bare
 
 def _trajectories(ax: Axes, x: Tensor, colours: Sequence[str], alpha: float = 0.5) -> None:
     """Trajectories [s, n, 2] as lines, from a grey dot to a coloured one."""
-    ax.add_collection(LineCollection(x.transpose(0, 1).numpy(), colors=colours, alpha=alpha, lw=0.8))
-    ax.scatter(*x[0].T.numpy(), s=7, color=GREY, lw=0)
-    ax.scatter(*x[-1].T.numpy(), s=10, c=colours, lw=0)
+    ax.add_collection(LineCollection(x.transpose(0, 1).cpu().numpy(), colors=colours, alpha=alpha, lw=0.8))
+    ax.scatter(*x[0].T.cpu().numpy(), s=7, color=GREY, lw=0)
+    ax.scatter(*x[-1].T.cpu().numpy(), s=10, c=colours, lw=0)
     ax.autoscale()
     bare(ax)
 
@@ -46,7 +46,7 @@ def path_shapes(paths: Mapping[str, StraightPath], x_0: Tensor, x_1: Tensor, sto
         _trajectories(ax, x, [colour] * len(x_0), alpha=0.8)
         ax.set_title(title)
         norms = [path.sample(*far, t.expand(500)).x_t.norm(dim=1).mean() / 8 for t in times]
-        axes[-1].plot(times.numpy(), torch.stack(norms).numpy(), color=colour, lw=2, label=title)
+        axes[-1].plot(times.cpu().numpy(), torch.stack(norms).cpu().numpy(), color=colour, lw=2, label=title)
     axes[-1].set(xlabel="flow time t", ylim=(0, 1.1), title="norm of $x_t$ (noise and data: 1)")
     axes[-1].legend(loc="lower left")
     return fig

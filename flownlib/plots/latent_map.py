@@ -97,11 +97,11 @@ def draw(found: LatentMap, column: int, row: int) -> Figure:
 def _draw_map(fig: Figure, found: LatentMap, column: int, row: int) -> None:
     ax = fig.add_axes((0.06, 0.13, 0.36, 0.78))
     corners = (float(found.x[0]), float(found.x[-1]), float(found.y[0]), float(found.y[-1]))
-    best = found.accuracy.amax(0).numpy()
+    best = found.accuracy.amax(0).cpu().numpy()
     ax.imshow(best, extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1)
     for color, name in zip(PALETTE, found.tasks, strict=False):
         rows = torch.tensor([label == name for label in found.labels])
-        ax.scatter(*found.points[rows].T.numpy(), s=9, color=color, lw=0, label=name_of(name))
+        ax.scatter(*found.points[rows].T.cpu().numpy(), s=9, color=color, lw=0, label=name_of(name))
     ax.scatter(float(found.x[column]), float(found.y[row]), s=150, facecolors="none", edgecolors=RED, lw=2.4, zorder=4)
     ax.set(xlabel="first latent axis (grey: accuracy on the best task, white is 1)", ylabel="second latent axis")
     ax.legend(

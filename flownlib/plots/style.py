@@ -128,7 +128,7 @@ def bare(ax: Axes) -> None:
 
 def glyphs(ax: Axes, images: Tensor) -> None:
     """Images [rows, columns, h, w] as one picture without axes, in eight greys: more would make a large file of noise."""
-    picture = torch.cat([torch.cat(list(row), dim=1) for row in images]).numpy()
+    picture = torch.cat([torch.cat(list(row), dim=1) for row in images]).cpu().numpy()
     ax.imshow(picture, cmap=plt.get_cmap("gray_r", 8), interpolation="nearest")
     bare(ax)
 
@@ -143,12 +143,12 @@ def filter_rows(ax: Axes, filters: Tensor, names: tuple[str, ...] = ()) -> AxesI
     if names:
         ax.set_yticks([row * (size + 1) + (size - 1) / 2 for row in range(m)], names)
         ax.tick_params(length=0)
-    return ax.imshow(picture.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    return ax.imshow(picture.cpu().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
 def prediction_bars(pictures: Axes, bars: Axes, images: Tensor, answers: Tensor, probabilities: Tensor) -> None:
     """Images [n, h, w] above their class probabilities [n, classes], the right class in green."""
-    pictures.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r", aspect="auto")
+    pictures.imshow(torch.cat(list(images), dim=1).cpu().numpy(), cmap="gray_r", aspect="auto")
     pictures.axis("off")
     bars.set(xlim=(0, len(images)), ylim=(0, 1), xticks=[], yticks=[])
     probability_lines(bars, answers, probabilities)
@@ -160,4 +160,4 @@ def probability_lines(ax: Axes, answers: Tensor, probabilities: Tensor) -> LineC
     places = torch.arange(count)[:, None] + (torch.arange(classes) + 0.5) / (classes + 1)
     right = torch.arange(classes) == answers[:, None]
     colors = [GREEN if r else GREY for r in right.flatten()]
-    return ax.vlines(places.flatten().numpy(), 0, probabilities.flatten().numpy(), colors=colors, linewidth=4)
+    return ax.vlines(places.flatten().cpu().numpy(), 0, probabilities.flatten().cpu().numpy(), colors=colors, linewidth=4)

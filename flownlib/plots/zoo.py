@@ -21,7 +21,7 @@ def training_paths(groups: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """
     fig, axes = plt.subplots(1, len(groups), figsize=(4.6 * len(groups), 3.9), sharex=True, sharey=True, squeeze=False)
     for ax, (name, (points, accuracy)) in zip(axes[0], groups.items(), strict=True):
-        for run, values in zip(points.numpy(), accuracy.numpy(), strict=True):
+        for run, values in zip(points.cpu().numpy(), accuracy.cpu().numpy(), strict=True):
             segments = np.stack([run[:-1], run[1:]], axis=1)
             lines = LineCollection(list(segments), cmap="viridis", lw=2, clim=(0, 1))
             lines.set_array(values[1:])
@@ -40,7 +40,7 @@ def what_changes(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """Pairs of networks of several kinds: distance over norm against the share of errors that only one of the two makes."""
     fig, ax = plt.subplots(figsize=(7.5, 3.8))
     for color, (name, (distance, difference)) in zip(PALETTE, pairs.items(), strict=False):
-        ax.scatter(distance.numpy(), difference.numpy(), s=14, color=color, alpha=0.5, lw=0)
+        ax.scatter(distance.cpu().numpy(), difference.cpu().numpy(), s=14, color=color, alpha=0.5, lw=0)
         ax.scatter(distance.mean().item(), difference.mean().item(), s=110, color=color, edgecolors=INK, zorder=3, label=name)
     ax.set(xlabel="distance between two networks / their norm", ylabel="errors not in common", xlim=(0, None), ylim=(0, 1))
     ax.legend(loc="lower right")

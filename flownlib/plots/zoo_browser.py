@@ -93,7 +93,7 @@ def _draw_errors(fig: Figure, browsing: Browsing, network: int, place: tuple[flo
     if not len(wrong):
         return
     strip = torch.cat(list(browsing.images[wrong]), dim=1)
-    ax.imshow(strip.numpy(), cmap=plt.get_cmap("gray_r", 8), interpolation="nearest", aspect="auto")
+    ax.imshow(strip.cpu().numpy(), cmap=plt.get_cmap("gray_r", 8), interpolation="nearest", aspect="auto")
     width = browsing.images.shape[-1]
     ax.set_xlim(0, SHOWN * width)
     for i, image in enumerate(wrong.tolist()):
@@ -103,11 +103,11 @@ def _draw_errors(fig: Figure, browsing: Browsing, network: int, place: tuple[flo
 
 def _draw_line(ax: plt.Axes, browsing: Browsing, first: int, second: int) -> None:
     stops = browsing.lines["raw"].shape[-1]
-    share = torch.linspace(0, 1, stops).numpy()
+    share = torch.linspace(0, 1, stops).cpu().numpy()
     for color, (kind, lines) in zip((ORANGE, BLUE), browsing.lines.items(), strict=True):
         curve = lines[first, second]
         label = f"{kind}: {curve[stops // 2]:.2f} at the midpoint"
-        ax.plot(share, curve.numpy(), color=color, lw=2.2, marker="o", ms=4, label=label)
+        ax.plot(share, curve.cpu().numpy(), color=color, lw=2.2, marker="o", ms=4, label=label)
     ax.axhline(1 / (int(browsing.labels.max()) + 1), color=GREY, lw=1, ls="--")
     same = browsing.common_errors(first, second)
     ax.set_title(
