@@ -7,10 +7,16 @@ them, gradients flow, and what comes out can be compared with the processor's. W
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import nbformat
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor, FakeTensorMode
@@ -178,3 +184,35 @@ def gpu(quick: bool = False) -> Iterator[None]:
     finally:
         QUICK.clear()
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+def stopped(notebook: Path) -> list[str]:
+    """The cells of a notebook that fail on the pretended device, each with its error and the last line that is ours."""
+    found: list[str] = []
+    cells = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    namespace: dict[str, Any] = {"__name__": "notebook", "display": lambda *_: None}
+    for number, source in enumerate(cells):
+        try:
+            exec(compile(source, f"<cell {number}>", "exec"), namespace)
+        except Exception as error:
+            ours = [
+                f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<") or "flownlib" in f.filename
+            ]
+            line = ours[-1].line or source.splitlines()[ours[-1].lineno - 1]
+            found.append(f"cell {number}, {Path(ours[-1].filename).name}:{ours[-1].lineno}: {line.strip()}\n    {error}")
+    return found
+
+
+def main(notebook: Path) -> None:
+    """Print what `stopped` finds."""
+    from flownlib.harness import devices
+
+    devices.is_there = lambda kind: kind != "mps"
+    with TemporaryDirectory() as results, gpu(quick=True):
+        os.environ.update(FLOWN_PROFILE="smoke", FLOWN_BACKEND="torch", FLOWN_RESULTS=results, MPLBACKEND="Agg")
+        found = stopped(notebook)
+    print(*found, f"{notebook.stem}: {len(found)} cells stop on a GPU", sep="\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
