@@ -51,6 +51,9 @@ class Elsewhere(Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"Elsewhere({self.numbers!r})"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.numbers, spec)
+
     def tolist(self) -> Any:
         return self.numbers.tolist()
 
