@@ -49,11 +49,12 @@ def zoo_tasks(settings: Profile) -> dict[str, Task]:
 
 
 def zoo_settings(settings: Profile, seed: int, kind: str = "independent", **changes) -> ZooSettings:
-    """The main zoo's settings, with some of them changed."""
+    """The main zoo's settings, with some of them changed; a single run has no more checkpoints than steps."""
     training = Training(settings.epochs, settings.batch_size, settings.learning_rate)
+    most = training.steps(settings.images_train) if kind == "one_run" else settings.networks_per_task
     values = {
         "tasks": IN_DISTRIBUTION[: settings.zoo_tasks],
-        "networks": settings.networks_per_task,
+        "networks": min(most, settings.networks_per_task),
         "kind": kind,
         "sizes": split_sizes(settings),
         "training": training,
