@@ -52,7 +52,14 @@ def draw(boxes: Mapping[str, Box], arrows: Sequence[Arrow], here: Sequence[str] 
     frames = {name: _frame(ax, box, name in here) for name, box in boxes.items()}
     for arrow in arrows:
         start, end = boxes[arrow.start], boxes[arrow.end]
-        style = {"arrowstyle": "-|>", "color": arrow.colour, "lw": 1.4, "connectionstyle": arrow.way, "shrinkA": 2, "shrinkB": 2}
+        style = {
+            "arrowstyle": "-|>",
+            "color": arrow.colour,
+            "lw": 1.4,
+            "connectionstyle": arrow.way,
+            "shrinkA": 2,
+            "shrinkB": 2,
+        }
         ends = {"patchA": frames[arrow.start], "patchB": frames[arrow.end]}
         ax.annotate("", (end.x, end.y), (start.x, start.y), arrowprops=style | ends)
         ax.text((start.x + end.x) / 2 + 0.08, (start.y + end.y) / 2, arrow.text, fontsize=9, va="center", color=arrow.colour)
@@ -117,8 +124,8 @@ def vae() -> Figure:
         "again": Box(r"$\hat w$" + "\nweights, rebuilt", 9.8, 0, 1.4),
         "noise": Box(r"$\varepsilon \sim N(0, 1)$", 5.9, 1.1, 0),
         "kl": Box("KL loss\nnear $N(0, 1)$?", 4.0, -1.2, 1.3),
-        "weight": Box("weight loss\nthe same numbers?", 9.8, -1.2, 1.5),
-        "behaviour": Box("behaviour loss\nthe same answers to images?", 9.8, 1.2, 2.0),
+        "weight": Box("weight loss\nthe numbers of $w$?", 9.8, -1.2, 1.5),
+        "behaviour": Box("behaviour loss\nanswers to images like $w$?", 9.8, 1.2, 2.0),
     }
     chain = ["w", "encoder", "posterior", "z", "decoder", "again"]
     arrows = [Arrow(*pair) for pair in zip(chain, chain[1:], strict=False)] + [Arrow("noise", "z")]
@@ -162,7 +169,7 @@ def class_tokens() -> Figure:
 
 def graph(units: Sequence[int] = (3, 4, 2)) -> Figure:
     """A small network as a graph: a node a unit, which holds its bias, and an edge a weight; one unit's messages in colour."""
-    fig, ax = plt.subplots(figsize=(6.4, 3.0))
+    fig, ax = plt.subplots(figsize=(6.4, 3.2))
     bare(ax)
     places = [[(1.6 * layer, 0.7 * (i - (count - 1) / 2)) for i in range(count)] for layer, count in enumerate(units)]
     chosen = places[1][1]
@@ -174,10 +181,10 @@ def graph(units: Sequence[int] = (3, 4, 2)) -> Figure:
     for colour, name, column in zip((GREY, *PALETTE[1:]), ("inputs", "hidden units", "outputs"), places, strict=False):
         colours = [BLUE if place == chosen else colour for place in column]
         ax.scatter(*zip(*column, strict=True), s=340, color=colours, edgecolor="white", lw=2, zorder=2)
-        ax.text(column[0][0], 0.7 * (max(units) + 0.3) / 2, name, ha="center")
-    ax.text(0.8, -1.35, "edge: a weight", ha="center", fontsize=9.5)
-    ax.text(2.4, -1.35, "blue: what one unit hears from", ha="center", fontsize=9.5)
-    ax.margins(0.12)
+        ax.text(column[0][0], 1.5, name, ha="center")
+    ax.text(0.75, -1.4, "node: a unit and its bias; edge: a weight", ha="center", fontsize=9.5)
+    ax.text(2.6, -1.4, "blue: what one unit hears from", ha="center", fontsize=9.5)
+    ax.set(xlim=(-0.7, 3.9), ylim=(-1.6, 1.8))
     return fig
 
 

@@ -13,12 +13,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib_inline.config import InlineBackend
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
 # any two differ by a CIEDE2000 of 16 or more in normal, deuteranope and protanope vision: tests/test_style.py
@@ -111,7 +112,8 @@ def ordered(n: int) -> list[str]:
 
 def use_style() -> None:
     """The tutorial's look: quiet axes, one palette, type that is readable at 80 dpi; a notebook shows it at twice that."""
-    InlineBackend.instance().figure_formats = {"retina"}  # 160 pixels an inch, shown at half their size
+    if get_ipython():  # in a notebook
+        set_matplotlib_formats("retina")  # 160 pixels an inch, shown at half their size
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
     plt.rcParams.update(
         {
