@@ -37,7 +37,7 @@ NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)|\d{1,3}(?:,\d{3})+|\d+"  # .5, 0
 SIGNED = rf"(?<![\w.,])[-+−]?(?:{NUMBER})(?:e[-+]?\d+)?"
 INTERVAL = rf"({SIGNED})\s*\[({SIGNED}),\s*({SIGNED})\]"
 BOUNDS = rf"\[({SIGNED}),\s*({SIGNED})\]"  # of a value that stands elsewhere in the sentence
-COUNT = rf"(?<![\w.,])(\d+|{'|'.join(WORDS)}) (?:out )?of (?:the |these |those )?(\d+|{'|'.join(WORDS)})\b(?!,\d)"
+COUNT = rf"(?<![\w.,])(\d+|{'|'.join(WORDS[1:])}) (?:out )?of (?:the |these |those )?(\d+|{'|'.join(WORDS)})\b(?!,\d)"
 # not prose: code, links, equations, headings, comments; "95 % interval" names a kind of interval
 SILENT = re.compile(
     r"```.*?```|``.*?``|`[^`]*`|!?\[[^\]]*\]\([^)]*\)|<!--.*?-->|\$\$.*?\$\$|\$[^$]*\$|https?://\S+"
@@ -127,11 +127,12 @@ class Section:
     def evidence(self, results: Path) -> Evidence:
         """The numbers of its code and outputs and of the studies and benchmarks that it names."""
         both = self.prose + self.code
-        names = {f"study_{name}" for name in re.findall(r"(?:study_|studies/\d\d_)([a-z]+)", both)}
-        names |= {f"benchmark_{name}_cpu" for name in re.findall(r"(?:benchmark_|flownlib\.benchmarks )([a-z]+)", both)}
+        named = [f"study_{name}.json" for name in re.findall(r"(?:study_|studies/\d\d_)([a-z]+)", both)]
+        named += [f"benchmark_{name}_*.json" for name in re.findall(r"(?:benchmark_|flownlib\.benchmarks )([a-z]+)", both)]
         found = from_text(self.code)
-        for path in (results / f"{name}.json" for name in sorted(names)):
-            found += from_records(path if path.exists() else RESULTS / path.name)
+        for name in sorted(set(named)):
+            for path in sorted(results.glob(name)) or sorted(RESULTS.glob(name)):
+                found += from_records(path)
         return found
 
 
