@@ -32,6 +32,7 @@ RESULTS, DEFINITIONS = ROOT / "figures" / "results", Path(__file__).parent / "de
 CLOSING = ("what we saw", "what did not work", "exercises", "where next")
 AT_MOST = 12  # definitions in a notebook
 
+SIGNS = "+-−"
 WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)|\d{1,3}(?:,\d{3})+|\d+"  # .5, 0.5, 1,000, 7
 SIGNED = rf"(?<![\w.,])[-+−]?(?:{NUMBER})(?:e[-+]?\d+)?"
@@ -60,7 +61,7 @@ class Quote:
     def fits(self, value: float) -> bool:
         """Whether the value rounds to this number, without its sign if the number is written without one."""
         unit = 10.0 ** -len(self.text.partition(".")[2])
-        signed = self.text[0] in "+-−"
+        signed = self.text[0] in SIGNS
         values = (value, 100 * value) if self.percent else (value,)
         return any(abs((v if signed else abs(v)) - self.value) <= unit * 0.5 + 1e-9 for v in values)
 
@@ -77,13 +78,16 @@ class Evidence:
         return Evidence(self.values + other.values, self.triples + other.triples, f"{self.text}\n{other.text}")
 
     def holds(self, *quotes: Quote) -> bool:
-        """Whether these numbers are known: one alone, the two bounds of an interval, or a value and its bounds."""
+        """Whether these numbers are known: one alone, the two bounds of an interval, or a value and its bounds.
+
+        A loss of 0.02 [0.01, 0.04] is a difference of -0.02 [-0.04, -0.01].
+        """
         if len(quotes) == 1:
             return any(map(quotes[0].fits, self.values))
-        return any(
-            all(quote.fits(value) for quote, value in zip(quotes, triple[-len(quotes) :], strict=True))
-            for triple in self.triples
-        )
+        signed = any(quote.text[0] in SIGNS for quote in quotes)
+        turned = [] if signed else [(value, high, low) for value, low, high in self.triples]
+        known = (triple[-len(quotes) :] for triple in [*self.triples, *turned])
+        return any(all(quote.fits(value) for quote, value in zip(quotes, values, strict=True)) for values in known)
 
 
 def numbers(text: str) -> list[float]:

@@ -81,6 +81,11 @@ def test_a_number_that_is_not_shown_is_found(sentence: str, output: str) -> None
     assert len(said(sentence, output)) == 1
 
 
+def test_a_loss_is_a_difference_without_its_sign() -> None:
+    assert not said("It loses 0.02 [0.01, 0.04].", "-0.02 [-0.04, -0.01]")
+    assert said("It loses -0.02 [0.01, 0.04].", "-0.02 [-0.04, -0.01]")
+
+
 def test_only_the_closing_sections_quote_other_sections() -> None:
     shown = Section("A table", "", "0.931")
     assert failures([shown, Section("Later", "It has 0.931.")], "no_such_page", Evidence())
