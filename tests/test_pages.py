@@ -86,3 +86,12 @@ def test_a_diagram_can_be_drawn_and_is_there(name: str) -> None:
         box = text.get_window_extent()
         assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1, text
     assert (ROOT / "figures" / name).stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("path", notebooks.available(), ids=lambda path: path.stem)
+def test_its_head_says_where_on_the_map_it_is_and_first_uses_lead_to_the_glossary(path: Path) -> None:
+    head = nbformat.read(path, 4).cells[0].source
+    (alternative,) = re.findall(rf"!\[([^\]]+)\]\(../figures/map_{path.stem[:2]}.png\)", head)
+    assert all(place in alternative for place in diagrams.HERE[path.stem[:2]][1])
+    linked = re.findall(r"\(glossary\.md#([\w-]+)\)", text_of(path))
+    assert "(glossary.md)" in head and len(linked) == len(set(linked)) >= 5
