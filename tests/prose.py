@@ -231,6 +231,12 @@ def failures(page: list[Section], name: str, own: Evidence, results: Path = RESU
     return found + [f"{name}.toml declares more than {AT_MOST} numbers"] * (len(declared) > AT_MOST)
 
 
+def page_of(path: Path) -> str:
+    """The name of a notebook's definitions: that of a solution or a study begins with its folder's."""
+    folder = path.resolve().parent.name
+    return f"{folder}_{path.stem}" if folder in ("solutions", "studies") else path.stem
+
+
 def notebook_failures(path: Path, results: Path = RESULTS) -> list[str]:
     """The failures of an executed notebook."""
     notebook, own = nbformat.read(path, 4), Evidence()
@@ -239,7 +245,7 @@ def notebook_failures(path: Path, results: Path = RESULTS) -> list[str]:
     if records.exists():
         own += from_records(records)
     own += from_text(json.dumps(list(profiles.load("tutorial").as_dict().values())) + "".join(parameters))
-    return failures(sections(notebook), path.stem, own, results)
+    return failures(sections(notebook), page_of(path), own, results)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((prose.ROOT / "notebooks").glob("**/*.ipynb"))
 README = (prose.ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=prose.page_of)
 def test_the_numbers_of_a_notebook_stand_beside_what_they_repeat(path: Path) -> None:
     found = prose.notebook_failures(path)
     assert not found, "\n".join(found)
@@ -124,7 +124,7 @@ def _slips(quote: prose.Quote) -> list[str]:
 
 
 def test_every_definition_belongs_to_a_page_and_says_why() -> None:
-    pages = {path.stem for path in NOTEBOOKS} | {"README", "glossary", "questions"}
+    pages = set(map(prose.page_of, NOTEBOOKS)) | {"README", "glossary", "questions"}
     for path in prose.DEFINITIONS.glob("*"):
         declared = prose.definitions(path.stem)
         assert path.stem in pages and declared and all(len(why.split()) >= 3 for why in declared.values()), path.name
