@@ -15,7 +15,7 @@ tutorial: $(READY)  ## run every notebook; executed copies and figures go to bui
 	$(PY) -m flownlib run --profile tutorial
 	@$(PY) -m flownlib report --print --results build/notebooks/figures/results
 
-test: $(READY)  ## run the tests, and every notebook and study but the slowest (02_resnet) in the smoke profile
+test: $(READY)  ## run the tests, and every notebook, solution and study but the slowest (02_resnet) in the smoke profile
 	$(PY) -m pytest
 	FLOWN_PROFILE=smoke FLOWN_CACHE="$(CURDIR)/build/test-cache" $(PY) -m pytest notebooks \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 --ignore=notebooks/studies/02_resnet.ipynb

@@ -24,6 +24,7 @@ STUDIES = "studies"  # the folder of notebooks that are run over several seeds
 FOLDER = "folder"  # the parameter that names one
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 PICTURE = "image/png"
+PALETTES, MOST = (128, 64, 32), 490_000  # colours of a notebook's pictures: fewer if its file would be larger than this
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -194,10 +195,21 @@ def write_back(path: Path, copy: Path) -> None:
     for cell, done in zip(*code, strict=True):
         cell.execution_count = done.execution_count
         cell.outputs = [output for output in done.outputs if WIDGET not in output.get("data", {})]
-        for data in (output.data for output in cell.outputs if PICTURE in output.get("data", {})):
-            data[PICTURE] = base64.b64encode(smaller_png(base64.b64decode(data[PICTURE]))).decode()
     if str(project_root()) in json.dumps([cell.outputs for cell in code[0]]):
         raise ValueError(f"an output of {path.name} names a folder of this machine, perhaps in a warning: see {copy}")
     notebook.metadata.pop("widgets", None)
     notebook.metadata["flownlib"] = {"source_sha256": source_hash(notebook)}
-    write_file(path, (nbformat.writes(notebook).rstrip("\n") + "\n").encode())
+    write_file(path, _small(notebook))
+
+
+def _small(notebook: nbformat.NotebookNode) -> bytes:
+    """The notebook as a file, its pictures with as many colours as its size allows."""
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if PICTURE in output.get("data", {})]
+    drawn = [base64.b64decode(data[PICTURE]) for data in shown]
+    for colours in PALETTES:
+        for data, picture in zip(shown, drawn, strict=True):
+            data[PICTURE] = base64.b64encode(smaller_png(picture, colours)).decode()
+        content = (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
+        if len(content) <= MOST:
+            break
+    return content

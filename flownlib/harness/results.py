@@ -257,6 +257,6 @@ def save_figure(figure: Figure, filename: str, profile: str) -> Path:
     path = results_folder(profile) / filename
     buffer = io.BytesIO()
     # without "Software" the file does not change with matplotlib's version alone
-    figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
     write_file(path, smaller_png(buffer.getvalue()))
     return path

@@ -1,22 +1,33 @@
-"""One style, one palette, and for every method one name and one colour; what all figures draw with."""
+"""One style, one palette, and for every method one name, one colour and one marker; what all figures draw with.
+
+There are more methods than colours that can be told apart, so a colour is a family's: a row is named beside its axis, a point
+by a label, and where methods of one family are lines of one chart, `marker_of` tells them apart. Things that have an order
+(epochs, steps, accuracies) take `ordered` colours, from dark to light, not the palette's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 import torch
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
-# chosen so that any two differ by a CIEDE2000 of 17 or more in normal, deuteranope and protanope vision
-INK, GREY = "#22303c", "#9aa5ad"
-PALETTE = ["#4874e0", "#be660e", "#00684d", "#66079c", "#f4ad21", "#3fb8ff", "#820000", "#d94375"]
+# any two differ by a CIEDE2000 of 16 or more in normal, deuteranope and protanope vision: tests/test_style.py
+INK, GREY = "#1c2d3b", "#9ba8b1"
+PALETTE = ["#4472df", "#bc650b", "#146549", "#67089d", "#f4ad21", "#43b8ff", "#820000", "#e14d7c"]
 BLUE, ORANGE, GREEN, VIOLET, GOLD, SKY, RED, PINK = PALETTE
+SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"  # colour maps: from little to much, and around zero
+MARKERS = "osD^vPX*<>"
 PALE = "#f3f5f7"
 
 # colour → the methods that have it in every figure; an identifier stands for all that begin with it
@@ -88,8 +99,21 @@ def colour_of(method: str) -> str:
     return METHODS.get(_family(method, METHODS), BLUE)
 
 
+def marker_of(method: str) -> str:
+    """The marker of a method in every chart of lines: no two methods share both colour and marker."""
+    family = _family(method, METHODS)
+    return MARKERS[COLOURS[METHODS[family]].split().index(family)] if family else MARKERS[0]
+
+
+def ordered(n: int) -> list[str]:
+    """Colours for n things in their order, from dark to light; up to four can be told apart by their colours alone."""
+    return [to_hex(colour) for colour in plt.get_cmap(SEQUENTIAL)(np.linspace(0, 0.95, n))]
+
+
 def use_style() -> None:
-    """The tutorial's look: quiet axes, one palette, type that is readable at 80 dpi."""
+    """The tutorial's look: quiet axes, one palette, type that is readable at 80 dpi; a notebook shows it at twice that."""
+    if get_ipython():  # in a notebook
+        set_matplotlib_formats("retina")  # 160 pixels an inch, shown at half their size
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
     plt.rcParams.update(
         {
@@ -143,7 +167,7 @@ def filter_rows(ax: Axes, filters: Tensor, names: tuple[str, ...] = ()) -> AxesI
     if names:
         ax.set_yticks([row * (size + 1) + (size - 1) / 2 for row in range(m)], names)
         ax.tick_params(length=0)
-    return ax.imshow(picture.cpu().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    return ax.imshow(picture.cpu().numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit)
 
 
 def prediction_bars(pictures: Axes, bars: Axes, images: Tensor, answers: Tensor, probabilities: Tensor) -> None:
