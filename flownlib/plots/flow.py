@@ -1,4 +1,4 @@
-"""Figures of notebook 03: lines that cross and trajectories that do not, paths, and what a flow loses in training."""
+"""Figures of notebook 03: one task in two dimensions, paths, training, and where variety is lost."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ from torch import Tensor
 
 from flownlib.flow import StraightPath
 from flownlib.plots.charts import loss_curve
-from flownlib.plots.style import BLUE, GREY, PALETTE, bare
+from flownlib.plots.style import BLUE, GREY, INK, ORANGE, PALETTE, colour_of, name_of
 
 
-def _trajectories(ax: Axes, x: Tensor, colours: Sequence[str], alpha: float = 0.5) -> None:
-    """Trajectories [s, n, 2] as lines, from a grey dot to a coloured one."""
-    ax.add_collection(LineCollection(x.transpose(0, 1).numpy(), colors=colours, alpha=alpha, lw=0.8))
-    ax.scatter(*x[0].T.numpy(), s=7, color=GREY, lw=0)
-    ax.scatter(*x[-1].T.numpy(), s=10, c=colours, lw=0)
+def _trajectories(ax: Axes, x: Tensor, colour: str, alpha: float = 0.6) -> None:
+    """Trajectories [s, n, 2] as lines, from a grey dot to a coloured one, in the plane of two latent axes."""
+    ax.add_collection(LineCollection(x.transpose(0, 1).numpy(), color=colour, alpha=alpha, lw=0.9))
+    ax.scatter(*x[0].T.numpy(), s=9, color=GREY, lw=0)
+    ax.scatter(*x[-1].T.numpy(), s=12, color=colour, lw=0)
     ax.autoscale()
-    bare(ax)
+    ax.set(xlabel="first axis (standard deviations)")
 
 
-def two_dimensions(x_0: Tensor, x_1: Tensor, tasks: Sequence[int], x: Tensor, contexts: Sequence[int]) -> Figure:
-    """Left: random pairs [n, 2] joined by lines. Right: a trained flow's trajectories x [s, m, 2], coloured by context."""
-    fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.2))
-    _trajectories(axes[0], torch.stack([x_0, x_1]), [PALETTE[task] for task in tasks])
-    _trajectories(axes[1], x, [PALETTE[context] for context in contexts])
-    axes[0].set_title("what the flow is taught: pairs, and lines that cross")
-    axes[1].set_title("what it learns: an average that does not")
+def two_dimensions(x_0: Tensor, x_1: Tensor, x: Tensor, places: Tensor, arrows: Tensor, title: str) -> Figure:
+    """One task in a plane: its pairs [n, 2] joined by lines, the learned velocity at one time, and trajectories x [s, n, 2].
+
+    Args:
+        places, arrows: points [m, 2] on the way at that time, and the velocity [m, 2] there; `title` says the time.
+    """
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharex=True, sharey=True)
+    _trajectories(axes[0], torch.stack([x_0, x_1]), ORANGE)
+    axes[1].quiver(*places.T.numpy(), *arrows.T.numpy(), color=INK, angles="xy", width=0.004)
+    _trajectories(axes[2], x, BLUE)
+    axes[0].set(title="what it is shown: pairs, lines that cross", ylabel="second axis (standard deviations)")
+    axes[1].set(title=title, xlabel="first axis (standard deviations)")
+    axes[2].set_title("what it makes of noise")
     return fig
 
 
@@ -43,7 +49,7 @@ def path_shapes(paths: Mapping[str, StraightPath], x_0: Tensor, x_1: Tensor, sto
     for ax, colour, (name, path) in zip(axes, PALETTE, paths.items(), strict=False):
         title = name.replace("_", " ")
         x = torch.stack([path.sample(x_0, x_1, t.expand(len(x_0))).x_t for t in times])
-        _trajectories(ax, x, [colour] * len(x_0), alpha=0.8)
+        _trajectories(ax, x, colour)
         ax.set_title(title)
         norms = [path.sample(*far, t.expand(500)).x_t.norm(dim=1).mean() / 8 for t in times]
         axes[-1].plot(times.numpy(), torch.stack(norms).numpy(), color=colour, lw=2, label=title)
@@ -53,11 +59,26 @@ def path_shapes(paths: Mapping[str, StraightPath], x_0: Tensor, x_1: Tensor, sto
 
 
 def dispersion(losses: Sequence[float], dispersions: Sequence[tuple[int, float]]) -> Figure:
-    """The training loss, and beside it how far samples lie apart, in units of the data's dispersion."""
-    fig, axes = plt.subplots(1, 2, figsize=(9.5, 2.9))
-    loss_curve(axes[0], losses, "flow-matching loss")
+    """The training loss from zero up, and beside it how far samples lie apart, in units of the data's dispersion."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.1))
+    loss_curve(axes[0], losses, "squared error of the velocity\n(per latent coordinate)")
+    axes[0].set(ylim=(0, None))
     if dispersions:
         axes[1].plot(*zip(*dispersions, strict=True), marker="o", color=BLUE, clip_on=False)
+        axes[1].annotate(f"{dispersions[-1][1]:.2f}", dispersions[-1], (0, -16), textcoords="offset points", ha="center")
     axes[1].axhline(1, color=GREY, lw=1.2, ls="--")
-    axes[1].set(xlabel="training step", ylim=(0, 1.1), ylabel="dispersion (data: 1)", title="samples within a task")
+    axes[1].set(xlabel="training step", ylim=(0, 1.15), ylabel="dispersion of samples in a task\n(1: the data's)")
+    return fig
+
+
+def variety(table: Mapping[str, tuple[float, float]]) -> Figure:
+    """How much networks of a task differ, as latents and after decoding (1: the zoo's): a line a method, named at its left."""
+    fig, ax = plt.subplots(figsize=(7.5, 4))
+    for name, ends in table.items():
+        ax.plot((0, 1), ends, "o-", color=colour_of(name), lw=2, clip_on=False)
+        ax.annotate(f"{name_of(name)} {ends[0]:.2f}", (0, ends[0]), (-10, -4), textcoords="offset points", ha="right")
+        ax.annotate(f"{ends[1]:.3f}", (1, ends[1]), (10, -4), textcoords="offset points")
+    ax.axhline(1, color=GREY, lw=1.2, ls="--")
+    ax.set_xticks((0, 1), ("in latents", "in weights, decoded"))
+    ax.set(xlim=(-0.9, 1.25), ylim=(0, None), ylabel="spread within a task (1: the zoo's own)")
     return fig
