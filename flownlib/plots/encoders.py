@@ -29,14 +29,15 @@ def encoder_comparison(table: pd.DataFrame, zoos: Mapping[str, str]) -> Figure:
     return comparison(table, panels, rows, panel="zoo", xlabel="test accuracy (dashed: the networks before encoding)")
 
 
-def clouds(ax: Axes, points: Tensor, labels: Sequence[str], size: float = 16) -> None:
-    """Points [n, 2], a colour a label, and each label's name above its cloud."""
+def clouds(ax: Axes, points: Tensor, labels: Sequence[str], size: float = 16, named: bool = True) -> None:
+    """Points [n, 2], a colour a label, and each label's name above its cloud if `named`, else for a legend."""
     outline = [withStroke(linewidth=3, foreground="white")]
     for colour, name in zip(PALETTE, dict.fromkeys(labels), strict=False):
         x, y = points[torch.tensor([label == name for label in labels])].T.numpy()
-        ax.scatter(x, y, s=size, color=colour, alpha=0.8, lw=0)
+        ax.scatter(x, y, s=size, color=colour, alpha=0.8, lw=0, label=name_of(name))
         place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "path_effects": outline}
-        ax.annotate(name_of(name), (x.mean(), y.max()), color=colour, fontweight="bold", **place)
+        if named:
+            ax.annotate(name_of(name), (x.mean(), y.max()), color=colour, fontweight="bold", **place)
     ax.margins(0.08)
 
 
@@ -73,12 +74,13 @@ def reconstructions(results: Mapping[str, Reconstruction], tasks: Mapping[str, S
     fig, axes = plt.subplots(1, len(results), figsize=(4.6 * len(results), 4.1), squeeze=False)
     for ax, (part, result) in zip(axes[0], results.items(), strict=True):
         pair = torch.stack([result.accuracy_before, result.accuracy_after], dim=1)
-        ax.axline((0.5, 0.5), slope=1, color=GREY, lw=1.2)
-        clouds(ax, pair, tasks[part])
+        ax.axline([float(result.accuracy_before.mean())] * 2, slope=1, color=GREY, lw=1.2)
+        clouds(ax, pair, tasks[part], named=False)
         own = [pair[torch.tensor([other == task for other in tasks[part]])].mean(0) for task in tasks[part]]
         within = pair - torch.stack(own)
         ax.set(title=f"{part} (within a task, r = {torch.corrcoef(within.T)[0, 1]:.2f})", xlabel="test accuracy, original")
     axes[0, 0].set_ylabel("test accuracy, decoded")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, markerscale=1.6)
     return fig
 
 

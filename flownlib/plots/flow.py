@@ -1,4 +1,4 @@
-"""Figures of notebook 03: one task in two dimensions, paths, training, and where variety is lost."""
+"""Figures of notebook 03: a flow in two dimensions, paths, training, and where variety is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flownlib.flow import StraightPath
 from flownlib.plots.charts import loss_curve
-from flownlib.plots.style import BLUE, GREY, INK, ORANGE, PALETTE, colour_of, name_of
+from flownlib.plots.encoders import clouds
+from flownlib.plots.style import BLUE, GREY, INK, PALETTE, colour_of, name_of
 
 
 def _trajectories(ax: Axes, x: Tensor, colour: str, alpha: float = 0.6) -> None:
@@ -25,19 +26,28 @@ def _trajectories(ax: Axes, x: Tensor, colour: str, alpha: float = 0.6) -> None:
     ax.set(xlabel="first axis (standard deviations)")
 
 
-def two_dimensions(x_0: Tensor, x_1: Tensor, x: Tensor, places: Tensor, arrows: Tensor, title: str) -> Figure:
-    """One task in a plane: its pairs [n, 2] joined by lines, the learned velocity at one time, and trajectories x [s, n, 2].
+def two_dimensions(
+    pairs: tuple[Tensor, Tensor, Sequence[str]], free: Tensor, field: tuple[Tensor, Tensor], asked: Tensor, title: str
+) -> Figure:
+    """A flow in a plane: its pairs, and the trajectories [s, n, 2] that it makes of noise without a context and with one.
 
     Args:
-        places, arrows: points [m, 2] on the way at that time, and the velocity [m, 2] there; `title` says the time.
+        pairs: x_0 [n, 2], x_1 [n, 2] and the tasks of these. free, asked: trajectories without, with a context.
+        field: points x_t [m, 2] at t = 1/2 and the velocity [m, 2] there, without a context. title: of the last panel.
     """
-    fig, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharex=True, sharey=True)
-    _trajectories(axes[0], torch.stack([x_0, x_1]), ORANGE)
-    axes[1].quiver(*places.T.numpy(), *arrows.T.numpy(), color=INK, angles="xy", width=0.004)
-    _trajectories(axes[2], x, BLUE)
-    axes[0].set(title="what it is shown: pairs, lines that cross", ylabel="second axis (standard deviations)")
-    axes[1].set(title=title, xlabel="first axis (standard deviations)")
-    axes[2].set_title("what it makes of noise")
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.3), sharex=True, sharey=True)
+    x_0, x_1, tasks = pairs
+    colours = dict(zip(dict.fromkeys(tasks), PALETTE, strict=False))
+    segments = torch.stack([x_0, x_1], dim=1).numpy()
+    axes[0].add_collection(LineCollection(segments, color=[colours[task] for task in tasks], alpha=0.5, lw=0.7))
+    clouds(axes[0], x_1, tasks)
+    _trajectories(axes[1], free, BLUE)
+    axes[1].quiver(*field[0].T.numpy(), *field[1].T.numpy(), color=INK, angles="xy", width=0.004, zorder=3)
+    _trajectories(axes[2], asked, BLUE)
+    axes[0].set(ylabel="second axis (standard deviations)", xlabel="first axis (standard deviations)")
+    titles = "pairs: lines that cross", "no context: an average (arrows: t = ½)", title
+    for ax, text in zip(axes, titles, strict=True):
+        ax.set_title(text)
     return fig
 
 
@@ -53,6 +63,7 @@ def path_shapes(paths: Mapping[str, StraightPath], x_0: Tensor, x_1: Tensor, sto
         ax.set_title(title)
         norms = [path.sample(*far, t.expand(500)).x_t.norm(dim=1).mean() / 8 for t in times]
         axes[-1].plot(times.numpy(), torch.stack(norms).numpy(), color=colour, lw=2, label=title)
+    axes[0].set_ylabel("second axis")
     axes[-1].set(xlabel="flow time t", ylim=(0, 1.1), title="norm of $x_t$ (noise and data: 1)")
     axes[-1].legend(loc="lower left")
     return fig
@@ -74,10 +85,12 @@ def dispersion(losses: Sequence[float], dispersions: Sequence[tuple[int, float]]
 def variety(table: Mapping[str, tuple[float, float]]) -> Figure:
     """How much networks of a task differ, as latents and after decoding (1: the zoo's): a line a method, named at its left."""
     fig, ax = plt.subplots(figsize=(7.5, 4))
-    for name, ends in table.items():
+    free = 0.0  # the lowest place for a label at the right
+    for name, ends in sorted(table.items(), key=lambda row: row[1][1]):
         ax.plot((0, 1), ends, "o-", color=colour_of(name), lw=2, clip_on=False)
         ax.annotate(f"{name_of(name)} {ends[0]:.2f}", (0, ends[0]), (-10, -4), textcoords="offset points", ha="right")
-        ax.annotate(f"{ends[1]:.3f}", (1, ends[1]), (10, -4), textcoords="offset points")
+        ax.text(1.04, max(ends[1], free), f"{ends[1]:.3f}", color=colour_of(name), va="center")
+        free = max(ends[1], free) + 0.07
     ax.axhline(1, color=GREY, lw=1.2, ls="--")
     ax.set_xticks((0, 1), ("in latents", "in weights, decoded"))
     ax.set(xlim=(-0.9, 1.25), ylim=(0, None), ylabel="spread within a task (1: the zoo's own)")

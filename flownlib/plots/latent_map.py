@@ -101,7 +101,7 @@ def draw(found: LatentMap, column: int, row: int) -> Figure:
 def label_bars(ax: Axes, answers: Sequence[int]) -> None:
     """Name a probability axis, and below each image's ten classes the right one."""
     places = [place + 0.5 for place in range(len(answers))]
-    ax.set(yticks=(0, 1), ylabel="probability", xticks=places, xticklabels=[f"class {answer} of 0–9" for answer in answers])
+    ax.set(yticks=(0, 1), ylabel="probability", xticks=places, xticklabels=[f"class {answer}" for answer in answers])
     ax.tick_params(labelsize=8, bottom=False)
 
 
