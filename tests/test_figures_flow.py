@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.quiver import Quiver
 
 from flownlib.flow import PATHS
 from flownlib.plots import charts, style
@@ -23,12 +24,16 @@ def record(quantity, method, value, **setting):
     return {"quantity": quantity, "method": method, "setting": setting, "value": value, "low": value - 0.1, "high": value + 0.1}
 
 
-def test_two_dimensions_draws_every_pair_and_every_way():
-    x_0, x_1 = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
-    fig = figures_flow.two_dimensions(x_0, x_1, [0] * 7, torch.randn(5, 7, 2), [1] * 7)
-    lines = [collection for ax in fig.axes for collection in ax.collections if hasattr(collection, "get_segments")]
-    assert [len(part.get_segments()) for part in lines] == [7, 7]
-    assert [len(part.get_segments()[0]) for part in lines] == [2, 5]
+def test_two_dimensions_draws_every_pair_every_arrow_and_every_way():
+    x_0, x_1, places, arrows = torch.randn(4, 7, 2, generator=torch.Generator().manual_seed(0))
+    free, asked = torch.randn(5, 7, 2), torch.randn(5, 3, 2)
+    pairs = x_0, x_1, ["latin"] * 4 + ["greek"] * 3
+    fig = figures_flow.two_dimensions(pairs, free, (places, arrows), asked, "asked for greek")
+    lines = [collection for ax in fig.axes for collection in ax.collections if isinstance(collection, LineCollection)]
+    assert [len(part.get_segments()) for part in lines] == [7, 7, 3]
+    assert [len(part.get_segments()[0]) for part in lines] == [2, 5, 5]
+    (field,) = [part for part in fig.axes[1].collections if isinstance(part, Quiver)]
+    assert field.U.tolist() == pytest.approx(arrows[:, 0].tolist())
 
 
 def test_path_shapes_show_that_only_the_turned_path_keeps_its_length():
@@ -106,3 +111,19 @@ def test_any_two_colours_of_the_palette_can_be_told_apart(vision):
 def test_dispersion_shows_the_loss_and_what_was_seen():
     fig = figures_flow.dispersion([1.0, 0.5, 0.4, 0.3], [(2, 0.9), (4, 0.7)])
     assert list(fig.axes[1].lines[0].get_ydata()) == [0.9, 0.7]
+    assert fig.axes[0].get_ylim()[0] == 0
+
+
+def test_variety_draws_a_line_a_method_and_no_label_on_another():
+    (ax,) = figures_flow.variety({"latent_flow": (0.7, 0.03), "zoo_held_out": (1.0, 0.04), "hypernetwork": (0.0, 0.0)}).axes
+    assert [list(line.get_ydata()) for line in ax.lines[:3]] == [[0.0, 0.0], [0.7, 0.03], [1.0, 0.04]]
+    right = sorted(text.get_position()[1] for text in ax.texts if text.get_text() in ("0.000", "0.030", "0.040"))
+    assert len(right) == 3 and min(np.diff(right)) > 0.06
+
+
+def test_steps_of_a_solver_get_a_sequential_map():
+    records = [record("spread", "a", 0.5, steps=steps) for steps in (1, 4, 16)]
+    fig = charts.comparison(charts.frame(records), {"spread": charts.MEASURES["spread"]}, series={1: "1", 4: "4", 16: "16"})
+    marks = [part.get_facecolor()[0, :3] for part in fig.axes[0].collections if isinstance(part, PathCollection)]
+    light = [float(colour.mean()) for colour in marks]
+    assert len(light) == 3 and light == sorted(light, reverse=True)

@@ -12,15 +12,17 @@ from torch import Tensor
 from flownlib.chapters import shared
 from flownlib.chapters.records import Records
 from flownlib.chapters.shared import autoencoders
-from flownlib.encoders import Encoder, WeightSpace, reconstruct
+from flownlib.encoders import Encoder, Reconstruction, WeightSpace, reconstruct
 from flownlib.extensions.distilled_lora import DistilledLoRA
 from flownlib.extensions.graph_widths import at_width, train_on_widths
 from flownlib.extensions.lora import LoRA
 from flownlib.extensions.pca import PCA
+from flownlib.harness import results
 from flownlib.harness.memo import memo
 from flownlib.harness.profiles import Profile
 from flownlib.scoring import Task, score
 from flownlib.speed.collect import collect
+from flownlib.statistics import mean_interval
 from flownlib.vae import VAE, train_vae
 from flownlib.weights import Artifact, ArtifactError
 from flownlib.zoo import Zoo
@@ -192,3 +194,16 @@ def compare_widths(seed: int, settings: Profile) -> list[dict]:
             kind, split, {"vae_graph": replace(graph, encoder=at_width(graph.encoder, split[0]))}, settings
         )
     ]
+
+
+def write_run(held_out: Mapping[tuple[str, str], Reconstruction], settings: Profile, seed: int) -> None:
+    """Write notebook 02's own run: held-out accuracies after the round trip, by (method, kind of zoo), and the originals'."""
+    records = []
+    for (method, kind), found in held_out.items():
+        values = {"test_accuracy_mean": found.accuracy_after, "accuracy_gain": found.accuracy_after - found.accuracy_before}
+        setting = {"zoo": kind, "networks": "held_out"}
+        records += [results.record(q, method, setting, mean_interval(value), [seed]) for q, value in values.items()]
+    original = mean_interval(held_out["vae", "aligned"].accuracy_before)
+    setting = {"zoo": "aligned", "networks": "held_out"}
+    records.append(results.record("test_accuracy_mean", "zoo_held_out", setting, original, [seed]))
+    results.write("02_vae_training", settings.profile, records)

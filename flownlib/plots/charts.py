@@ -68,7 +68,8 @@ def comparison(
         table: columns `panel`, `row` and value, low, high; without the last two, several values of a cell are drawn as faint
             dots behind their mean and its interval. Colours follow the column "method", where there is one.
         panels: value in column `panel` → what is shown. rows: those shown, in order, or identifier → name; all by default.
-        series: value in column `by` → name, for several dots a row. columns: panels beside each other; all by default.
+        series: value in column `by` → name, for several dots a row; numbers get a sequential map.
+        columns: panels beside each other; all by default.
     """
     names = rows if isinstance(rows, Mapping) else {key: name_of(key) for key in rows or dict.fromkeys(table[row])}
     columns = columns or len(panels)
@@ -76,6 +77,8 @@ def comparison(
     width = 2.4 + min(8.4, 5 + 1.2 * columns)
     height = (0.16 + 0.13 * len(series or "a")) * len(names) + 0.7
     fig, axes = plt.subplots(lines, columns, figsize=(width, lines * height + 0.4), sharey=True, squeeze=False)
+    ordered = all(isinstance(value, int | float) for value in series or "")
+    palette = sns.color_palette("crest", len(series or "")) if ordered else PALETTE
     for ax, (key, measure) in zip(axes.flat, panels.items(), strict=True):
         _rows(ax, len(names), measure)
         cells = table[(table[panel] == key) & table[row].isin(names)]
@@ -84,7 +87,7 @@ def comparison(
             part = cells[cells[by] == value] if series else cells
             places = [list(names).index(place) + shift for place in part[row]]
             methods = part["method"] if "method" in part else [""] * len(part)
-            _intervals(ax, part, places, [PALETTE[i]] * len(part) if series else list(map(colour_of, methods)), name)
+            _intervals(ax, part, places, [palette[i]] * len(part) if series else list(map(colour_of, methods)), name)
         _limit(ax, measure)
     axes[0, 0].set_yticks(range(len(names)), names.values())
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
@@ -191,17 +194,6 @@ def strokes(ax: Axes, table: pd.DataFrame, x: str, y: str, hue: str, palette: Ma
     """A stroke for each row of the table at its `x`, in a line for each `y`: distributions without bins or bandwidths."""
     style = {"jitter": False, "marker": "|", "s": 13, "linewidth": 1.1, "alpha": 0.5} | style
     sns.stripplot(table, x=x, y=y, hue=hue, palette=palette, ax=ax, **style)
-
-
-def before_after(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Figure:
-    """Each network's accuracy before and after something was done to it, one panel a setting; the diagonal means no change."""
-    fig, axes = plt.subplots(1, len(before), figsize=(3.3 * len(before), 3.3), sharex=True, sharey=True, squeeze=False)
-    for ax, (name, x) in zip(axes[0], before.items(), strict=True):
-        ax.plot([0, 1], [0, 1], color=GREY, lw=1)
-        ax.scatter(x.cpu().numpy(), after[name].cpu().numpy(), s=16, color=BLUE, alpha=0.6, lw=0, clip_on=False)
-        ax.set(title=name.replace("_", " "), xlabel="test accuracy, original", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes[0, 0].set_ylabel("test accuracy, decoded")
-    return fig
 
 
 def image_rows(rows: Mapping[str, Tensor]) -> Figure:

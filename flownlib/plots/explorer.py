@@ -8,7 +8,7 @@ The flow-time and network sliders compute nothing. A redraw paints the recording
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from flownlib.generators import FlowGenerator
 from flownlib.networks import Classifier
+from flownlib.plots.latent_map import label_bars
 from flownlib.plots.panel import Backdrop, Panel
-from flownlib.plots.style import GREY, INK, RED, filter_rows, free_figure, probability_lines
+from flownlib.plots.style import GREY, INK, RED, filter_rows, free_figure, name_of, probability_lines
 from flownlib.scoring import Task, score
 
 SHOWN = 6  # test images whose predictions are shown
@@ -45,6 +46,7 @@ class Recording:
     images: Tensor  # [images, h, w]
     labels: Tensor
     probabilities: Tensor
+    clouds: Mapping[str, Tensor]  # by task, its networks [m, 2] in the same plane
 
     def stop(self, t: float) -> int:
         """The solver's stop that is nearest to the flow time t."""
@@ -59,6 +61,7 @@ class Recorder:
         contexts: task → y [c]. priors: name → prior. axes: the plane of the picture in latent space [2, k].
         networks: on their way at once. tested: test images behind the accuracies, which are for colour; tables use them all.
         seed: of x_0, the same for every combination of settings, so that the same noise is carried along each.
+        latents: task → its training networks' latents [m, k], drawn behind the trajectories.
     """
 
     generator: FlowGenerator
@@ -70,6 +73,7 @@ class Recorder:
     networks: int = 12
     tested: int = 100
     seed: int = 0
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
 
     def choices(self) -> dict[str, Sequence]:
         """What `__call__` can be asked for, by argument."""
@@ -99,6 +103,7 @@ class Recorder:
             test.x[chosen, 0].cpu(),
             test.y[chosen].cpu(),
             self.model.forward(weights, test.x[chosen]).softmax(-1).cpu().unflatten(0, (s, n)),
+            {name: (latents @ self.axes.T).cpu() for name, latents in self.latents.items()},
         )
 
 
@@ -118,25 +123,26 @@ class Frame:
         """Axes, labels and the colour scale. The latent plane has no ticks: its unit means nothing, and its limits move."""
         fig = free_figure(11, 5.2)
         paths = fig.add_axes((0.055, 0.25, 0.42, 0.67))
-        paths.set(xlabel="first latent axis", ylabel="second latent axis", xticks=[], yticks=[])
+        paths.set(xlabel="first latent axis (grey: the zoo's networks)", ylabel="second latent axis", xticks=[], yticks=[])
         scale = fig.add_axes((0.055, 0.12, 0.42, 0.03))
         fig.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), cax=scale, orientation="horizontal", label="test accuracy")
         filters = fig.add_axes((0.55, 0.79, 0.43, 0.13))
         filters.axis("off")
         filters.set_title("decoded first-layer filters", fontsize=10)
-        curve = fig.add_axes((0.55, 0.50, 0.43, 0.20))
+        curve = fig.add_axes((0.55, 0.52, 0.43, 0.19))
         curve.set(xlabel="flow time t", ylabel="accuracy", xlim=(-0.01, 1.01), ylim=(0, 1))
-        pictures, bars = fig.add_axes((0.55, 0.19, 0.43, 0.13)), fig.add_axes((0.55, 0.02, 0.43, 0.16))
+        pictures, bars = fig.add_axes((0.55, 0.21, 0.43, 0.13)), fig.add_axes((0.55, 0.06, 0.43, 0.14))
         pictures.axis("off")
         pictures.set_title("predictions on six test images (green: the right class)", fontsize=10)
-        bars.set(xlim=(0, SHOWN), ylim=(0, 1), xticks=[], yticks=[])
+        bars.set(xlim=(0, SHOWN), ylim=(0, 1))
+        label_bars(bars, range(SHOWN))  # one image of each of the first classes
         return cls(fig, paths, filters, curve, pictures, bars)
 
     def add(self, recording: Recording, t: float, network: int) -> list[Artist]:
         """Draw the moment of a recording at the solver's stop nearest to t; returns what was added."""
         stop = recording.stop(t)
         accuracy = float(recording.accuracy[stop, network])
-        title = f"{recording.task}, network {network} at t = {recording.t[stop]:.2f}: accuracy {accuracy:.2f}"
+        title = f"{name_of(recording.task)}, network {network} at t = {recording.t[stop]:.2f}: accuracy {accuracy:.2f}"
         strip = filter_rows(self.filters, recording.filters[stop, network][None])
         self.filters.apply_aspect()  # square pixels, though the axes themselves are not painted again
         images = self.pictures.imshow(torch.cat(list(recording.images), dim=1).cpu().numpy(), cmap="gray_r", aspect="auto")
@@ -155,13 +161,16 @@ def _paths(ax: Axes, recording: Recording, stop: int, network: int) -> list[Arti
     segments = torch.stack([points[:-1], points[1:]], dim=2).flatten(0, 1).cpu().numpy()
     lines = LineCollection(segments, array=recording.accuracy[1:].flatten().cpu().numpy(), lw=1.2, alpha=0.45, **color)
     ax.add_collection(lines, autolim=False)
-    low, high = points.amin((0, 1)), points.amax((0, 1))
+    seen = torch.cat([points.flatten(0, 1), *recording.clouds.values()])
+    low, high = seen.amin(0), seen.amax(0)
     margin = 0.06 * (high - low)
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     ax.set(xlim=(left, right), ylim=(bottom, top))
     dots = ax.scatter(*points[stop].T.cpu().numpy(), c=recording.accuracy[stop].cpu().numpy(), s=22, zorder=3, **color)
     ring = ax.scatter(*points[stop, network].tolist(), s=170, facecolors="none", edgecolors=RED, lw=2.2, zorder=4)
-    return [lines, dots, ring]
+    behind = [ax.scatter(*cloud.T.cpu().numpy(), s=5, color=GREY, alpha=0.5, lw=0) for cloud in recording.clouds.values()]
+    names = [ax.text(*cloud.mean(0).tolist(), name_of(name), ha="center") for name, cloud in recording.clouds.items()]
+    return [*behind, lines, dots, ring, *names]
 
 
 def _accuracies(ax: Axes, recording: Recording, t: float, stop: int, network: int) -> list[Artist]:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from ipywidgets import IntSlider
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from flownlib.encoders import Encoder
 from flownlib.networks import Classifier
+from flownlib.plots.encoders import clouds
 from flownlib.plots.panel import Panel
-from flownlib.plots.style import INK, PALETTE, RED, filter_rows, free_figure, name_of, prediction_bars
+from flownlib.plots.style import INK, RED, filter_rows, free_figure, name_of, prediction_bars
 from flownlib.scoring import Task, logits_of
 
 SHOWN = 6  # test images whose predictions are shown
@@ -83,30 +85,36 @@ def draw(found: LatentMap, column: int, row: int) -> Figure:
     best = int(found.accuracy[:, row, column].argmax())
     fig = free_figure(11, 4.6)
     _draw_map(fig, found, column, row)
-    ax = fig.add_axes((0.55, 0.67, 0.43, 0.16))
+    ax = fig.add_axes((0.58, 0.67, 0.40, 0.16))
     filter_rows(ax, found.filters[row, column][None])
     ax.set_title("decoded first-layer filters", fontsize=10)
-    scores = ", ".join(f"{name} {found.accuracy[i, row, column]:.2f}" for i, name in enumerate(found.tasks))
-    fig.text(0.765, 0.98, f"the network at this point\n{scores}", ha="center", va="top", fontsize=9, color=INK)
-    axes = fig.add_axes((0.55, 0.35, 0.43, 0.17)), fig.add_axes((0.55, 0.12, 0.43, 0.22))
-    prediction_bars(*axes, found.images[best], found.answers[best], found.probabilities[best, row, column])
-    axes[0].set_title(f"its predictions on six test images of {found.tasks[best]} (green: the right class)", fontsize=10)
+    scores = ", ".join(f"{name_of(name)} {found.accuracy[i, row, column]:.2f}" for i, name in enumerate(found.tasks))
+    fig.text(0.78, 0.98, f"accuracy of the network at this point\n{scores}", ha="center", va="top", fontsize=9, color=INK)
+    pictures, bars = fig.add_axes((0.58, 0.36, 0.40, 0.17)), fig.add_axes((0.58, 0.13, 0.40, 0.22))
+    prediction_bars(pictures, bars, found.images[best], found.answers[best], found.probabilities[best, row, column])
+    label_bars(bars, found.answers[best].tolist())
+    title = f"its predictions on six test images of {name_of(found.tasks[best])} (green: the right class)"
+    pictures.set_title(title, fontsize=10)
     return fig
 
 
+def label_bars(ax: Axes, answers: Sequence[int]) -> None:
+    """Name a probability axis, and below each image's ten classes the right one."""
+    places = [place + 0.5 for place in range(len(answers))]
+    ax.set(yticks=(0, 1), ylabel="probability", xticks=places, xticklabels=[f"class {answer}" for answer in answers])
+    ax.tick_params(labelsize=8, bottom=False)
+
+
 def _draw_map(fig: Figure, found: LatentMap, column: int, row: int) -> None:
-    ax = fig.add_axes((0.06, 0.13, 0.36, 0.78))
+    ax = fig.add_axes((0.06, 0.13, 0.36, 0.82))
     corners = (float(found.x[0]), float(found.x[-1]), float(found.y[0]), float(found.y[-1]))
     best = found.accuracy.amax(0).cpu().numpy()
-    ax.imshow(best, extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1)
-    for color, name in zip(PALETTE, found.tasks, strict=False):
-        rows = torch.tensor([label == name for label in found.labels])
-        ax.scatter(*found.points[rows].T.cpu().numpy(), s=9, color=color, lw=0, label=name_of(name))
+    shades = ax.imshow(best, extent=corners, origin="lower", aspect="auto", cmap="Greys_r", vmin=0, vmax=1)
+    scale = fig.colorbar(shades, cax=fig.add_axes((0.43, 0.13, 0.012, 0.82)))
+    scale.set_label("accuracy on the task it is best at", fontsize=9)
+    clouds(ax, found.points, found.labels, size=9)
     ax.scatter(float(found.x[column]), float(found.y[row]), s=150, facecolors="none", edgecolors=RED, lw=2.4, zorder=4)
-    ax.set(xlabel="first latent axis (grey: accuracy on the best task, white is 1)", ylabel="second latent axis")
-    ax.legend(
-        fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handletextpad=0.1, columnspacing=0.9, markerscale=2
-    )
+    ax.set(xlabel="first latent axis (standard deviations)", ylabel="second latent axis", xlim=corners[:2], ylim=corners[2:])
 
 
 def latent_walk(found: LatentMap) -> Panel:
