@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from flownlib.plots.style import BLUE, GREY, INK, PALE, PALETTE, bare, colour_of, filter_rows, glyphs, name_of
@@ -151,27 +152,50 @@ def learning_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def accuracy_curves(panels: Mapping[str, Mapping[str, Tensor | float]], stops: Sequence[int], xlabel: str) -> Figure:
-    """Accuracy of methods at some stops, a panel a group: means with 95 % intervals.
+    """Accuracy of methods at some stops, a panel a group: means with 95 % intervals, and each method's name beside its end.
 
     Args:
         panels: title → method → accuracies [stops, m], or one number, drawn as a dashed line.
     """
-    fig, axes = plt.subplots(1, len(panels), figsize=(10, 4.4), squeeze=False)
-    places = range(len(stops))
-    for ax, (title, methods) in zip(axes[0], panels.items(), strict=True):
+    fig, axes = plt.subplots(len(panels), 1, figsize=(9.5, 3.3 * len(panels)), sharex=True, squeeze=False)
+    for ax, (title, methods) in zip(axes[:, 0], panels.items(), strict=True):
+        ends = {}
         for method, accuracy in methods.items():
-            colour = colour_of(method)
-            if not isinstance(accuracy, Tensor):
-                ax.axhline(accuracy, color=colour, ls="--", lw=1.8, label=name_of(method))
-                continue
-            means = [mean_interval(row.numpy()) for row in accuracy]
-            ax.plot(places, [mean.value for mean in means], "o-", color=colour, ms=4, lw=2, label=name_of(method))
-            ax.fill_between(places, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.13, lw=0)
-        ax.set(title=title, xlabel=xlabel)
-        ax.set_xticks(places, stops)
-    axes[0, 0].set_ylabel("test accuracy")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+            colour, flat = colour_of(method), not isinstance(accuracy, Tensor)
+            means = [mean_interval(row.numpy()) for row in accuracy] if not flat else []
+            ends[method] = accuracy if flat else means[-1].value
+            line = [accuracy] * len(stops) if flat else [mean.value for mean in means]
+            ax.plot(stops, line, "--" if flat else "o-", color=colour, ms=4, lw=1.8)
+            if not flat:
+                ax.fill_between(stops, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.13, lw=0)
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xticks(stops, stops)
+        ax.set(title=title, ylabel="test accuracy", xlim=(stops[0], stops[-1]))
+        _name_ends(ax, ends)
+    axes[-1, 0].set_xlabel(f"{xlabel} (logarithmic from 1 on)")
     return fig
+
+
+def _name_ends(ax: Axes, ends: Mapping[str, float]) -> None:
+    """Methods' names to the right of an axes, at the heights of their ends, moved apart where they would overlap."""
+    low, high = ax.get_ylim()
+    gap = 0.065 * (high - low)
+    order = sorted(ends, key=ends.__getitem__)
+    heights = np.array([ends[method] for method in order]) - gap * np.arange(len(order))
+    # what has to rise with rank is pooled until it does; ends a gap apart then stay as near to their lines as they can
+    places = isotonic_regression(heights).x + gap * np.arange(len(order))
+    for method, place in zip(order, places, strict=True):
+        ax.annotate(
+            name_of(method),
+            (1, ends[method]),
+            (1.04, place),
+            xycoords=ax.get_yaxis_transform(),
+            va="center",
+            fontsize=10,
+            color=colour_of(method),
+            arrowprops={"arrowstyle": "-", "color": colour_of(method), "lw": 0.8, "shrinkA": 0, "shrinkB": 2},
+            annotation_clip=False,
+        )
 
 
 def paths_between(curves: Mapping[str, Tensor]) -> Figure:
@@ -246,13 +270,16 @@ def filters(weights: Tensor, names: Sequence[str]) -> Figure:
     return fig
 
 
-def matrices(shown: Mapping[str, Tensor], xlabel: str = "", ylabel: str = "", **style: object) -> Figure:
-    """Matrices side by side, each on its own scale around zero; `style` goes to `seaborn.heatmap`."""
-    fig, axes = plt.subplots(1, len(shown), figsize=(9.5, 2.7), sharey=True, squeeze=False)
-    for ax, (title, matrix) in zip(axes[0], shown.items(), strict=True):
-        limit = float(matrix.abs().quantile(0.99))
-        sns.heatmap(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, xticklabels=8, yticklabels=False, ax=ax, **style)
+def matrices(shown: Mapping[str, Tensor], xlabel: str = "", ylabel: str = "", stacked: bool = False, **style: object) -> Figure:
+    """Matrices side by side or stacked, on one scale around zero; `style` goes to `seaborn.heatmap`."""
+    shape = (len(shown), 1) if stacked else (1, len(shown))
+    fig, axes = plt.subplots(*shape, figsize=(9.5, 1.6 * shape[0] + 1.1), squeeze=False)
+    limit = max(float(matrix.abs().quantile(0.99)) for matrix in shown.values())
+    look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "cbar": False, "xticklabels": False, "yticklabels": False}
+    for ax, (title, matrix) in zip(axes.flat, shown.items(), strict=True):
+        sns.heatmap(matrix.numpy(), ax=ax, **look, **style)
         bare(ax)
-        ax.set(title=title, xlabel=xlabel)
-    axes[0, 0].set_ylabel(ylabel)
+        ax.set(title=title, ylabel=ylabel)
+    ax.set_xlabel(xlabel)
+    fig.colorbar(ax.collections[0], ax=axes, aspect=30)
     return fig
