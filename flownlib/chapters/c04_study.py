@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -11,7 +12,9 @@ from flownlib.chapters import c04_initialisations
 from flownlib.chapters.records import Records
 from flownlib.extensions.adaptation import EPOCHS
 from flownlib.extensions.episodes import FAR, Episodes
+from flownlib.harness import results
 from flownlib.harness.profiles import Profile
+from flownlib.statistics import Interval, clustered_interval, mean_interval
 
 RIVAL = "prototypical_centroid"
 
@@ -82,3 +85,38 @@ def reward_records(settings: Profile, seed: int, data: c04_initialisations.Data,
                 for distance, group in by_distance(values, episodes).items():
                     records.add(quantity, name, group, distance=distance, reward=reward, **over)
     return records
+
+
+def write_live(
+    curves: Mapping[str, dict[str, c04_initialisations.Curve]],
+    rewarded: dict[str, Tensor],
+    episodes: Episodes,
+    profile: str,
+    seed: int,
+) -> Path:
+    """Write one run's results, whose unit is the alphabet and, for digits, the support draw; returns the file's path.
+
+    Args:
+        curves: by classifier. rewarded: accuracies before and after reward fine-tuning, one value a task.
+    """
+    made = []
+
+    def add(quantity: str, method: str, values: Tensor, **setting: str | float) -> None:
+        for distance, group in by_distance(values, episodes).items():
+            units = [name for name in episodes.names if distance_of(name) == distance]
+            interval = mean_interval(group) if distance == "far" else clustered_interval(group, units)
+            record(quantity, method, interval, distance=distance, **setting)
+
+    def record(quantity: str, method: str, interval: Interval, **setting: str | float) -> None:
+        made.append(results.record(quantity, method, {"images": 50, **setting}, interval, [seed]))
+
+    for classifier, methods in curves.items():
+        for method, curve in methods.items():
+            for epoch, accuracy in zip(EPOCHS, curve.accuracy, strict=True):
+                add("test_accuracy", method, accuracy, classifier=classifier, epoch=epoch)
+            if RIVAL in methods:
+                add("accuracy_gain", method, curve.accuracy[0] - methods[RIVAL].accuracy[0], epoch=0, over=RIVAL)
+    for reward in ("held_out", "same"):
+        gain = mean_interval((rewarded[reward] - rewarded["before"]).tolist())
+        record("accuracy_gain", "class_tokens_imitating", gain, distance="all", reward=reward, over="before")
+    return results.write("04_ood_finetuning", profile, made)

@@ -140,14 +140,14 @@ def loss_curve(ax: Axes, losses: Sequence[float], label: str = "loss", colour: s
     ax.set(xlabel="training step", ylabel=label, ylim=(min(low, smooth.min()) - room, max(high, smooth.max()) + room))
 
 
-def learning_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
-    """Training losses side by side, each on its own scale."""
+def learning_curves(losses: Mapping[str, Sequence[float]], ylabel: str = "loss") -> Figure:
+    """Training losses, or what else `ylabel` says, side by side, each on its own scale."""
     losses = dict(losses)  # a table's columns, by name
     fig, axes = plt.subplots(1, len(losses), figsize=(min(10, 2 + 3.2 * len(losses)), 2.8), squeeze=False)
     for ax, (name, values) in zip(axes[0], losses.items(), strict=True):
         loss_curve(ax, list(values), "")
         ax.set_title(name)
-    axes[0, 0].set_ylabel("loss")
+    axes[0, 0].set_ylabel(ylabel)
     return fig
 
 
