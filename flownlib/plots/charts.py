@@ -90,7 +90,8 @@ def comparison(
     axes[0, 0].set_yticks(range(len(names)), names.values())
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     if series:
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
+        # above, for below it would lie on the label of the x axis
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(series))
     (axes[0, 0].set_xlabel if len(panels) == 1 else fig.supxlabel)(xlabel)
     return fig
 
@@ -170,7 +171,7 @@ def accuracy_curves(panels: Mapping[str, Mapping[str, Tensor | float]], stops: S
                 ax.fill_between(stops, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.13, lw=0)
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xticks(stops, stops)
-        ax.set(title=title, ylabel="test accuracy", xlim=(stops[0], stops[-1]))
+        ax.set(title=title, ylabel="test accuracy", xlim=(stops[0], stops[-1]), ylim=np.clip(ax.get_ylim(), 0, 1))
         _name_ends(ax, ends)
     axes[-1, 0].set_xlabel(f"{xlabel} (logarithmic from 1 on)")
     return fig
@@ -193,7 +194,7 @@ def _name_ends(ax: Axes, ends: Mapping[str, float]) -> None:
             va="center",
             fontsize=10,
             color=colour_of(method),
-            arrowprops={"arrowstyle": "-", "color": colour_of(method), "lw": 0.8, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": colour_of(method), "lw": 0.8, "relpos": (0, 0.5), "shrinkB": 2},
             annotation_clip=False,
         )
 

@@ -9,15 +9,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flownlib.extensions.episodes import Episodes
+from flownlib.extensions.episodes import FAR, Episodes
 from flownlib.plots.charts import image_rows
 from flownlib.plots.style import glyphs, name_of
+
+
+def task_name(task: str) -> str:
+    """A test task's name in words."""
+    return "handwritten digits" if task == FAR else name_of(task).title()
 
 
 def supports(episodes: Episodes, places: Sequence[int], shown: int = 2) -> Figure:
     """The support images of some episodes: a row each, its classes from left to right, `shown` images of each class."""
     images = episodes.support_x[list(places), :, 0].unflatten(1, (episodes.way, -1))[:, :, :shown].flatten(1, 2)
-    return image_rows(dict(zip([name_of(episodes.names[place]) for place in places], images, strict=True)))
+    return image_rows(dict(zip([task_name(episodes.names[place]) for place in places], images, strict=True)))
 
 
 def glyph_wall(pool: Tensor, columns: int = 24, rows: int = 6) -> Figure:
