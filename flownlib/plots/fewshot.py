@@ -97,10 +97,9 @@ def predictions(seen: Episodes, known: Episodes, methods: Mapping[str, Method], 
 
 def _errors(ax: Axes, wrong: Mapping[str, int], chosen: str) -> None:
     for place, (name, count) in enumerate(wrong.items()):
-        ax.barh(place, count, color=colour_of(name))
+        ax.barh(place, count, color=colour_of(name), alpha=1 if name == chosen else 0.45)
         ax.text(count, place, f" {count}", va="center", fontsize=10)
     ax.set_yticks(range(len(wrong)), [name_of(name) for name in wrong], fontsize=9)
-    ax.get_yticklabels()[list(wrong).index(chosen)].set_fontweight("bold")
     ax.set(xlim=(0, max(5, *wrong.values()) * 1.15), ylim=(len(wrong) - 0.5, -0.5))
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.set_title("queries labelled wrong", fontsize=10)
