@@ -223,7 +223,7 @@ def test_live_results_count_each_alphabet_once(tmp_path, monkeypatch):
     curves = {studies_ood.RIVAL: Curve(torch.zeros(len(EPOCHS), 5), 1e-3)}
     curves["kaiming"] = Curve(torch.tensor([0.2, 0.4, 0.5, 0.6, 0.8]).expand(len(EPOCHS), 5), 1e-3)
     rewarded = {"before": torch.zeros(3), "held_out": torch.tensor([0.1, 0.2, 0.3]), "same": torch.zeros(3)}
-    studies_ood.write_live({"cnn_embed": curves}, rewarded, episodes, "tutorial", 0)
+    studies_ood.write_live({"cnn_embed": curves}, rewarded, episodes, ("tutorial", 0))
     records = results.read("04_ood_finetuning", tmp_path / "results")["records"]
     gains = {(r["method"], r["setting"]["distance"]): r for r in records if r["quantity"] == "accuracy_gain"}
     near, far = gains["kaiming", "held_out_alphabet"], gains["kaiming", "far"]
