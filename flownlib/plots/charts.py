@@ -162,13 +162,12 @@ def accuracy_curves(panels: Mapping[str, Mapping[str, Tensor | float]], stops: S
     for ax, (title, methods) in zip(axes[:, 0], panels.items(), strict=True):
         ends = {}
         for method, accuracy in methods.items():
-            colour, flat = colour_of(method), not isinstance(accuracy, Tensor)
-            means = [mean_interval(row.numpy()) for row in accuracy] if not flat else []
-            ends[method] = accuracy if flat else means[-1].value
-            line = [accuracy] * len(stops) if flat else [mean.value for mean in means]
-            ax.plot(stops, line, "--" if flat else "o-", color=colour, ms=4, lw=1.8)
-            if not flat:
-                ax.fill_between(stops, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.13, lw=0)
+            drawn = isinstance(accuracy, Tensor)
+            means = [vars(mean_interval(row.numpy())) for row in accuracy] if drawn else []
+            table = pd.DataFrame(means or [dict.fromkeys(("value", "low", "high"), accuracy)] * len(stops))
+            ax.plot(stops, table["value"], "o-" if drawn else "--", color=colour_of(method), ms=4, lw=1.8)
+            ax.fill_between(stops, table["low"], table["high"], color=colour_of(method), alpha=0.13, lw=0)
+            ends[method] = table["value"].iloc[-1]
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xticks(stops, stops)
         ax.set(title=title, ylabel="test accuracy", xlim=(stops[0], stops[-1]), ylim=np.clip(ax.get_ylim(), 0, 1))
@@ -183,20 +182,12 @@ def _name_ends(ax: Axes, ends: Mapping[str, float]) -> None:
     gap = 0.065 * (high - low)
     order = sorted(ends, key=ends.__getitem__)
     heights = np.array([ends[method] for method in order]) - gap * np.arange(len(order))
-    # what has to rise with rank is pooled until it does; ends a gap apart then stay as near to their lines as they can
+    # the least squares of what rises by at least a gap a rank
     places = isotonic_regression(heights).x + gap * np.arange(len(order))
     for method, place in zip(order, places, strict=True):
-        ax.annotate(
-            name_of(method),
-            (1, ends[method]),
-            (1.04, place),
-            xycoords=ax.get_yaxis_transform(),
-            va="center",
-            fontsize=10,
-            color=colour_of(method),
-            arrowprops={"arrowstyle": "-", "color": colour_of(method), "lw": 0.8, "relpos": (0, 0.5), "shrinkB": 2},
-            annotation_clip=False,
-        )
+        line = {"arrowstyle": "-", "color": colour_of(method), "lw": 0.8, "relpos": (0, 0.5), "shrinkB": 2}
+        look = {"va": "center", "color": colour_of(method), "fontsize": 10, "annotation_clip": False, "arrowprops": line}
+        ax.annotate(name_of(method), (1, ends[method]), (1.04, place), ax.get_yaxis_transform(), **look)
 
 
 def paths_between(curves: Mapping[str, Tensor]) -> Figure:

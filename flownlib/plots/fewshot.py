@@ -34,7 +34,7 @@ METHODS = (
     "flown_mean",
     "flown_sample",
 )
-DOMAINS = {"in": "new characters, known scripts", "ood": "held-out alphabets", "far": "real handwriting"}
+DOMAINS = {"in": "other characters, known scripts", "ood": "held-out alphabets", "far": "real handwriting"}
 
 
 def episodes(shown: Mapping[str, Episodes]) -> Figure:
