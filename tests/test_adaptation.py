@@ -184,7 +184,7 @@ def named_episodes() -> Episodes:
 def test_study_records_pair_each_method_with_the_rival_episode_by_episode():
     rival, other = torch.rand(len(EPOCHS), 3), torch.rand(len(EPOCHS), 3)
     curves = {studies_ood.RIVAL: Curve(rival, 1e-3), "kaiming": Curve(other, 1e-2)}
-    records = studies_ood.curve_records(curves, named_episodes(), images=50)
+    records = studies_ood.by_distance(studies_ood.curve_values(curves), named_episodes(), images=50)
     gain = {"distance": "held_out_alphabet", "images": 50, "epoch": 0, "over": studies_ood.RIVAL}
     found = [r for r in records if r["method"] == "kaiming" and r["setting"] == gain]
     assert len(found) == 1 and found[0]["values"] == pytest.approx((other - rival)[0, :2].tolist())

@@ -50,11 +50,6 @@ def by_distance(values: Values, episodes: Episodes, **common: str | float) -> Re
     return records
 
 
-def curve_records(curves: dict[str, Curve], episodes: Episodes, images: int) -> list[dict]:
-    """Accuracy by distance and epoch, and its paired gain on the strongest rival, one value an episode."""
-    return by_distance(curve_values(curves), episodes, images=images)
-
-
 def task_records(curves: dict[str, Curve], episodes: Episodes, images: int) -> list[dict]:
     """Accuracy and gain at epoch 0 on each task, one value: the mean over its support draws."""
     records = Records(images=images)
@@ -76,8 +71,7 @@ def reward_records(settings: Profile, seed: int, data: c04_initialisations.Data,
     for name, flow in flows.items():
         found = c04_initialisations.reward_gains(settings, seed, flow, data, places)
         for reward, accuracy in found.items():
-            before = None if reward == "before" else found["before"]
-            values = with_gain(name, accuracy, before, {"reward": reward}, "before")
+            values = with_gain(name, accuracy, None if reward == "before" else found["before"], {"reward": reward}, "before")
             records += by_distance(values, data.test.at(places), images=images)
     return records
 
