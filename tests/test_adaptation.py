@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.text import Text
 
 from flownlib.chapters import c04_study as studies_ood
 from flownlib.chapters.c04_initialisations import Curve
@@ -23,6 +24,7 @@ from flownlib.extensions.episodes import Episodes, alphabet_episodes, draw_episo
 from flownlib.extensions.head_gauge import class_means
 from flownlib.extensions.network_tokens import network_flow
 from flownlib.extensions.reward import reward_fine_tune, split_support
+from flownlib.harness import results
 from flownlib.networks import cnn_embed
 from flownlib.plots import charts
 from flownlib.plots import ood as figures_ood
@@ -182,7 +184,7 @@ def named_episodes() -> Episodes:
 def test_study_records_pair_each_method_with_the_rival_episode_by_episode():
     rival, other = torch.rand(len(EPOCHS), 3), torch.rand(len(EPOCHS), 3)
     curves = {studies_ood.RIVAL: Curve(rival, 1e-3), "kaiming": Curve(other, 1e-2)}
-    records = studies_ood.curve_records(curves, named_episodes(), images=50)
+    records = studies_ood.by_distance(studies_ood.curve_values(curves), named_episodes(), images=50)
     gain = {"distance": "held_out_alphabet", "images": 50, "epoch": 0, "over": studies_ood.RIVAL}
     found = [r for r in records if r["method"] == "kaiming" and r["setting"] == gain]
     assert len(found) == 1 and found[0]["values"] == pytest.approx((other - rival)[0, :2].tolist())
@@ -196,9 +198,33 @@ def test_figures_draw_one_panel_for_each_thing_asked():
     drawn = {
         figures_ood.supports(episodes, [0, 2]): 2,
         charts.accuracy_curves({"near": accuracy, "far": {"kaiming": 0.1}}, EPOCHS, "epochs"): 2,
-        figures_ood.rewards({"before": torch.rand(3), "held_out": torch.rand(3), "same": torch.rand(3)}, episodes.names): 2,
         charts.learning_curves({"flow": [3.0, 2.0, 1.0], "queries": [1.0, 1.0]}): 2,
         figures_ood.glyph_wall(torch.rand(40, 2, 1, 28, 28)): 1,
     }
     assert all(len(figure.axes) == panels for figure, panels in drawn.items())
     plt.close("all")
+
+
+def test_names_beside_curves_keep_the_order_of_their_ends_and_do_not_overlap():
+    ends = {"kaiming": 0.5, "class_tokens": 0.81, "zoo_average": 0.8, "retrieval_matched": 0.805}
+    figure = charts.accuracy_curves({"near": {name: torch.full((6, 3), end) for name, end in ends.items()}}, EPOCHS, "epochs")
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the line to the curve
+    assert [text.get_text() for text in figure.axes[0].texts] == [charts.name_of(name) for name in sorted(ends, key=ends.get)]
+    assert all(lower.y1 <= upper.y0 + 1 for lower, upper in zip(boxes, boxes[1:], strict=False))
+    plt.close("all")
+
+
+def test_live_results_count_each_alphabet_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWN_RESULTS", str(tmp_path))
+    e = some_episodes(5)
+    names = ("lao", "lao", "arabic", "digits_handwritten", "digits_handwritten")
+    episodes = Episodes(e.support_x, e.support_y, e.query_x, e.query_y, e.classes, names)
+    curves = {studies_ood.RIVAL: Curve(torch.zeros(len(EPOCHS), 5), 1e-3)}
+    curves["kaiming"] = Curve(torch.tensor([0.2, 0.4, 0.5, 0.6, 0.8]).expand(len(EPOCHS), 5), 1e-3)
+    rewarded = {"before": torch.zeros(3), "held_out": torch.tensor([0.1, 0.2, 0.3]), "same": torch.zeros(3)}
+    studies_ood.write_live({"cnn_embed": curves}, rewarded, episodes, ("tutorial", 0))
+    records = results.read("04_ood_finetuning", tmp_path / "results")["records"]
+    gains = {(r["method"], r["setting"]["distance"]): r for r in records if r["quantity"] == "accuracy_gain"}
+    near, far = gains["kaiming", "held_out_alphabet"], gains["kaiming", "far"]
+    assert (near["value"], near["n"], far["value"], far["n"]) == (pytest.approx(0.4), 2, pytest.approx(0.7), 2)

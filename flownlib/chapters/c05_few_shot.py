@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ from flownlib.extensions.fewshot import (
 )
 from flownlib.extensions.head_gauge import HeadGauge
 from flownlib.extensions.heads import HeadFlow, fit_flow_matching, fit_prior, fit_queries
+from flownlib.harness import results
 from flownlib.harness.devices import device_of
 from flownlib.harness.memo import memo, tensors
 from flownlib.harness.profiles import Profile
 from flownlib.optimisation import seeded, seeded_module
+from flownlib.statistics import mean_interval
 from flownlib.tasks import glyph_pool, load_task
 from flownlib.tasks.glyphs import ALPHABETS, HELD_OUT
 from flownlib.weights import Artifact
@@ -244,15 +247,21 @@ def compare(trained: Trained, data: Data, seed: int) -> dict[tuple[str, str, int
     return accuracies
 
 
-RIVALS = ("centroid", "plda", "caml")
-
-
 def raw_records(accuracies: dict[tuple[str, str, int], Tensor]) -> list[dict]:
     """Accuracies by method, domain and shot, and the generated head's paired gains, one value an episode."""
     records = Records(way=WAY)
     for (method, domain, shot), values in accuracies.items():
         records.add("test_accuracy", method, values.tolist(), domain=domain, shot=shot)
-        for rival in (*RIVALS, "cross_entropy_only") if method == "flown_query" else ():
+        for rival in ("centroid", "plda", "caml", "cross_entropy_only") if method == "flown_query" else ():
             gain = values - accuracies[rival, domain, shot]
             records.add("accuracy_gain", method, gain.tolist(), domain=domain, shot=shot, over=rival)
     return records
+
+
+def write_live(accuracies: dict[tuple[str, str, int], Tensor], profile: str, seed: int) -> Path:
+    """Write one run's `raw_records`, each with its interval over episodes; returns the file's path."""
+    made = []
+    for raw in raw_records(accuracies):
+        values = raw.pop("values")
+        made.append(results.record(**raw, interval=mean_interval(values), seeds=[seed]))
+    return results.write("05_few_shot_evaluation", profile, made)

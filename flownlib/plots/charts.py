@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from flownlib.plots.style import BLUE, GREY, PALE, PALETTE, bare, colour_of, glyphs, name_of
@@ -92,7 +93,8 @@ def comparison(
     axes[0, 0].set_yticks(range(len(names)), names.values())
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     if series:
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
+        # above, for below it would lie on the label of the x axis
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(series))
     (axes[0, 0].set_xlabel if len(panels) == 1 else fig.supxlabel)(xlabel)
     return fig
 
@@ -142,39 +144,53 @@ def loss_curve(ax: Axes, losses: Sequence[float], label: str = "loss", colour: s
     ax.set(xlabel="training step", ylabel=label, ylim=(min(low, smooth.min()) - room, max(high, smooth.max()) + room))
 
 
-def learning_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
-    """Training losses side by side, each on its own scale."""
+def learning_curves(losses: Mapping[str, Sequence[float]], ylabel: str = "loss") -> Figure:
+    """Training losses, or what else `ylabel` says, side by side, each on its own scale."""
     losses = dict(losses)  # a table's columns, by name
     fig, axes = plt.subplots(1, len(losses), figsize=(min(10, 2 + 3.2 * len(losses)), 2.8), squeeze=False)
     for ax, (name, values) in zip(axes[0], losses.items(), strict=True):
         loss_curve(ax, list(values), "")
         ax.set_title(name)
-    axes[0, 0].set_ylabel("loss")
+    axes[0, 0].set_ylabel(ylabel)
     return fig
 
 
 def accuracy_curves(panels: Mapping[str, Mapping[str, Tensor | float]], stops: Sequence[int], xlabel: str) -> Figure:
-    """Accuracy of methods at some stops, a panel a group: means with 95 % intervals.
+    """Accuracy of methods at some stops, a panel a group: means with 95 % intervals, and each method's name beside its end.
 
     Args:
         panels: title → method → accuracies [stops, m], or one number, drawn as a dashed line.
     """
-    fig, axes = plt.subplots(1, len(panels), figsize=(10, 4.4), squeeze=False)
-    places = range(len(stops))
-    for ax, (title, methods) in zip(axes[0], panels.items(), strict=True):
+    fig, axes = plt.subplots(len(panels), 1, figsize=(9.5, 3.3 * len(panels)), sharex=True, squeeze=False)
+    for ax, (title, methods) in zip(axes[:, 0], panels.items(), strict=True):
+        ends = {}
         for method, accuracy in methods.items():
-            colour = colour_of(method)
-            if not isinstance(accuracy, Tensor):
-                ax.axhline(accuracy, color=colour, ls="--", lw=1.8, label=name_of(method))
-                continue
-            means = [mean_interval(row.cpu().numpy()) for row in accuracy]
-            ax.plot(places, [mean.value for mean in means], "o-", color=colour, ms=4, lw=2, label=name_of(method))
-            ax.fill_between(places, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.13, lw=0)
-        ax.set(title=title, xlabel=xlabel)
-        ax.set_xticks(places, stops)
-    axes[0, 0].set_ylabel("test accuracy")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+            drawn = isinstance(accuracy, Tensor)
+            means = [vars(mean_interval(row.cpu().numpy())) for row in accuracy] if drawn else []
+            table = pd.DataFrame(means or [dict.fromkeys(("value", "low", "high"), accuracy)] * len(stops))
+            ax.plot(stops, table["value"], "o-" if drawn else "--", color=colour_of(method), ms=4, lw=1.8)
+            ax.fill_between(stops, table["low"], table["high"], color=colour_of(method), alpha=0.13, lw=0)
+            ends[method] = table["value"].iloc[-1]
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xticks(stops, stops)
+        ax.set(title=title, ylabel="test accuracy", xlim=(stops[0], stops[-1]), ylim=np.clip(ax.get_ylim(), 0, 1))
+        _name_ends(ax, ends)
+    axes[-1, 0].set_xlabel(f"{xlabel} (logarithmic from 1 on)")
     return fig
+
+
+def _name_ends(ax: Axes, ends: Mapping[str, float]) -> None:
+    """Methods' names to the right of an axes, at the heights of their ends, moved apart where they would overlap."""
+    low, high = ax.get_ylim()
+    gap = 0.065 * (high - low)
+    order = sorted(ends, key=ends.__getitem__)
+    heights = np.array([ends[method] for method in order]) - gap * np.arange(len(order))
+    # the least squares of what rises by at least a gap a rank
+    places = isotonic_regression(heights).x + gap * np.arange(len(order))
+    for method, place in zip(order, places, strict=True):
+        line = {"arrowstyle": "-", "color": colour_of(method), "lw": 0.8, "relpos": (0, 0.5), "shrinkB": 2}
+        look = {"va": "center", "color": colour_of(method), "fontsize": 10, "annotation_clip": False, "arrowprops": line}
+        ax.annotate(name_of(method), (1, ends[method]), (1.04, place), ax.get_yaxis_transform(), **look)
 
 
 def paths_between(curves: Mapping[str, Tensor]) -> Figure:
@@ -214,13 +230,16 @@ def task_images(tasks: Mapping[str, Task], per_class: int = 2) -> Figure:
     return image_rows({name: first(task) for name, task in tasks.items()})
 
 
-def matrices(shown: Mapping[str, Tensor], xlabel: str = "", ylabel: str = "", **style: object) -> Figure:
-    """Matrices side by side, each on its own scale around zero; `style` goes to `seaborn.heatmap`."""
-    fig, axes = plt.subplots(1, len(shown), figsize=(9.5, 2.7), sharey=True, squeeze=False)
-    for ax, (title, matrix) in zip(axes[0], shown.items(), strict=True):
-        limit = float(matrix.abs().quantile(0.99))
-        sns.heatmap(matrix.cpu(), cmap="RdBu_r", vmin=-limit, vmax=limit, xticklabels=8, yticklabels=False, ax=ax, **style)
+def matrices(shown: Mapping[str, Tensor], xlabel: str = "", ylabel: str = "", stacked: bool = False, **style: object) -> Figure:
+    """Matrices side by side or stacked, on one scale around zero; `style` goes to `seaborn.heatmap`."""
+    shape = (len(shown), 1) if stacked else (1, len(shown))
+    fig, axes = plt.subplots(*shape, figsize=(9.5, 1.6 * shape[0] + 1.1), squeeze=False)
+    limit = max(float(matrix.abs().quantile(0.99)) for matrix in shown.values())
+    look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "cbar": False, "xticklabels": False, "yticklabels": False}
+    for ax, (title, matrix) in zip(axes.flat, shown.items(), strict=True):
+        sns.heatmap(matrix.cpu().numpy(), ax=ax, **look, **style)
         bare(ax)
-        ax.set(title=title, xlabel=xlabel)
-    axes[0, 0].set_ylabel(ylabel)
+        ax.set(title=title, ylabel=ylabel)
+    ax.set_xlabel(xlabel)
+    fig.colorbar(ax.collections[0], ax=axes, aspect=30)
     return fig

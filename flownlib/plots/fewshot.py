@@ -9,14 +9,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from ipywidgets import Dropdown, IntSlider
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flownlib.extensions.episodes import Episodes
-from flownlib.extensions.fewshot import Method, accuracy, fewer
+from flownlib.extensions.fewshot import Method, fewer
 from flownlib.plots import charts
 from flownlib.plots.charts import Measure
 from flownlib.plots.panel import Panel
-from flownlib.plots.style import GREEN, RED, colour_of, free_figure, glyphs, name_of
+from flownlib.plots.style import RED, colour_of, free_figure, glyphs, name_of
 from flownlib.statistics import Interval
 
 # the rows of every table and figure, from the ceiling down
@@ -32,7 +34,7 @@ METHODS = (
     "flown_mean",
     "flown_sample",
 )
-DOMAINS = {"in": "new characters, known scripts", "ood": "held-out alphabets", "far": "real handwriting"}
+DOMAINS = {"in": "other characters, known scripts", "ood": "held-out alphabets", "far": "real handwriting"}
 
 
 def episodes(shown: Mapping[str, Episodes]) -> Figure:
@@ -51,46 +53,56 @@ def episodes(shown: Mapping[str, Episodes]) -> Figure:
 def comparison(
     intervals: Mapping[tuple[str, str, int], Interval], shots: Sequence[int], xlabel: str = "test accuracy"
 ) -> Figure:
-    """An interval for each (method, domain, shot): a row of panels a shot, a column a domain; differences with a line at 0."""
-    cells = [{"method": m, "panel": (domain, shot), **asdict(value)} for (m, domain, shot), value in intervals.items()]
-    differences = any(interval.low < 0 for interval in intervals.values())
+    """An interval for each (method, domain, shot): a row of panels a shot, a column a domain; differences on one axis."""
+    cells = pd.DataFrame({"method": m, "panel": (domain, shot), **asdict(i)} for (m, domain, shot), i in intervals.items())
+    low, high = cells["low"].min(), cells["high"].max()
+    room = 0.04 * (high - low)
+    # differences share one axis, or their sizes could not be compared; accuracies of three domains would be crushed by it
+    look = {"ideal": 0.0, "limits": (low - room, high + room)} if low < 0 else {}
     panels = {
-        (domain, shot): Measure(f"{title}\n{shot} image{'s' if shot > 1 else ''} a class", 0.0 if differences else None)
+        (domain, shot): Measure(f"{title}\n{shot} image{'s' if shot > 1 else ''} a class", **look)
         for shot in shots
         for domain, title in DOMAINS.items()
     }
-    rows = [method for method in METHODS if any(cell["method"] == method for cell in cells)]
-    return charts.comparison(pd.DataFrame(cells), panels, rows, panel="panel", columns=len(DOMAINS), xlabel=xlabel)
+    rows = [method for method in METHODS if method in set(cells["method"])]
+    return charts.comparison(cells, panels, rows, panel="panel", columns=len(DOMAINS), xlabel=xlabel)
 
 
 def predictions(seen: Episodes, known: Episodes, methods: Mapping[str, Method], chosen: str) -> Figure:
-    """One episode: its support, its queries framed by whether the chosen method labels them right, every method's accuracy.
+    """One episode: its support, its queries, those that the chosen method gets wrong framed with the label it gave, all errors.
 
     Args:
         seen, known: the same single episode as images and as features.
     """
     fig = free_figure(11, 4.4)
-    logits = {name: method(known) for name, method in methods.items()}
+    answers = {name: method(known)[0].argmax(-1) for name, method in methods.items()}
     support, queries = (x[0, :, 0].unflatten(0, (seen.way, -1)) for x in (seen.support_x, seen.query_x))
-    left, middle = fig.add_axes((0.0, 0.04, 0.24, 0.8)), fig.add_axes((0.25, 0.04, 0.33, 0.8))
+    left, middle = fig.add_axes((0.02, 0.04, 0.22, 0.8)), fig.add_axes((0.26, 0.04, 0.33, 0.8))
     glyphs(left, support)
     glyphs(middle, queries)
+    size, letters = queries.shape[-1], "ABCDE"
+    left.set_yticks([(row + 0.5) * size for row in range(seen.way)], letters[: seen.way], fontsize=12)
+    left.tick_params(length=0)
     left.set_title("support", fontsize=10)
-    middle.set_title(f"queries, labelled by\n{name_of(chosen)}", fontsize=10)
-    right = (logits[chosen].argmax(-1) == known.query_y)[0].unflatten(0, (seen.way, -1))
-    size = queries.shape[-1]
-    for (row, column), good in np.ndenumerate(right.cpu().numpy()):
-        colour = GREEN if good else RED
-        place = (column * size + 0.5, row * size + 0.5)
-        middle.add_patch(plt.Rectangle(place, size - 2, size - 2, fill=False, ec=colour, lw=2.5))
-    ax = fig.add_axes((0.83, 0.12, 0.16, 0.72))
-    for place, (name, values) in enumerate(logits.items()):
-        ax.barh(place, accuracy(values, known).item(), color=colour_of(name), alpha=1 if name == chosen else 0.5)
-    ax.set_yticks(range(len(logits)), [name_of(name) for name in logits], fontsize=9)
-    ax.set(xlim=(0, 1), title="accuracy on this episode")
-    ax.title.set_fontsize(10)
-    ax.invert_yaxis()
+    middle.set_title(f"queries; a frame and a letter: what\n“{name_of(chosen)}” got wrong", fontsize=10)
+    given = answers[chosen].unflatten(0, (seen.way, -1))
+    for (row, column), label in np.ndenumerate(given.cpu().numpy()):
+        if label != row:
+            x, y = column * size, row * size
+            middle.add_patch(plt.Rectangle((x + 0.5, y + 0.5), size - 2, size - 2, fill=False, ec=RED, lw=2.5))
+            middle.text(x + 3, y + 3, letters[label], color=RED, fontsize=12, fontweight="bold", va="top")
+    _errors(fig.add_axes((0.81, 0.12, 0.15, 0.72)), {m: int((a != known.query_y).sum()) for m, a in answers.items()}, chosen)
     return fig
+
+
+def _errors(ax: Axes, wrong: Mapping[str, int], chosen: str) -> None:
+    for place, (name, count) in enumerate(wrong.items()):
+        ax.barh(place, count, color=colour_of(name), alpha=1 if name == chosen else 0.45)
+        ax.text(count, place, f" {count}", va="center", fontsize=10)
+    ax.set_yticks(range(len(wrong)), [name_of(name) for name in wrong], fontsize=9)
+    ax.set(xlim=(0, max(5, *wrong.values()) * 1.15), ylim=(len(wrong) - 0.5, -0.5))
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.set_title("queries labelled wrong", fontsize=10)
 
 
 def episode_panel(pairs: Mapping[str, tuple[Episodes, Episodes]], methods: Mapping[str, Method], shots: Sequence[int]) -> Panel:
