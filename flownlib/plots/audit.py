@@ -145,7 +145,8 @@ def accuracy_and_novelty(audits: Sequence[Audit], baselines: Collection[str]) ->
         spread = float(np.mean([task.spread for task in tasks]))
         points[method], colour, narrow = (x.value, y.value), colour_of(method), spread < NARROW
         names[method] = name_of(method) + (f", spread {spread:.2f}" if narrow else "")
-        errors = [[[i.value - i.low], [i.high - i.value]] for i in (y, x)]
+        # the part of an interval that an accuracy, or a distance, can reach
+        errors = [[[i.value - max(i.low, 0)], [min(i.high, most) - i.value]] for i, most in ((y, 1), (x, np.inf))]
         ax.errorbar(*points[method], *errors, fmt="o", ms=8, color=colour, mfc="white" if narrow else colour, elinewidth=1)
     edge = frontier_of(np.array([points[name] for name in baselines]))
     ax.plot(*edge.T, color=ORANGE, lw=1.4, ls="--", zorder=0, label="frontier of the baselines")

@@ -126,8 +126,8 @@ def _limit(ax: Axes, measure: Measure) -> None:
     low, high = ax.get_xlim()
     for dots in [dots for dots in ax.collections if isinstance(dots, PathCollection)]:
         for edge, marker, outside in ((low, "<", lambda x: x < low), (high, ">", lambda x: x > high)):
-            beyond = [y for x, y in dots.get_offsets() if outside(x)]
-            ax.scatter([edge] * len(beyond), beyond, marker=marker, s=30, color=dots.get_facecolor()[-1], clip_on=False)
+            if beyond := [y for x, y in dots.get_offsets() if outside(x)]:
+                ax.scatter([edge] * len(beyond), beyond, marker=marker, s=30, color=dots.get_facecolor()[-1], clip_on=False)
 
 
 def loss_curve(ax: Axes, losses: Sequence[float], label: str = "loss", colour: str = BLUE) -> None:
