@@ -159,9 +159,9 @@ def test_figures_draw_a_study():
     }
     starts = ("matched", "gaussian", "fresh")
     keys = [("zoo_held_out", 1.0), *((method, share) for method in starts for share in (0.0, 0.3))]
+    same = lambda x: {"value": x, "low": x, "high": x}
     records = [
-        {"quantity": q, "method": method, "setting": {"zoo": "shared", "share": share}}
-        | dict.fromkeys(("value", "low", "high"), x)
+        {"quantity": q, "method": method, "setting": {"zoo": "shared", "share": share}, **same(x)}
         for method, share in keys
         for q, x in quantities.items()
     ]
