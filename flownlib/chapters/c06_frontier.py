@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Self
 
@@ -25,19 +24,16 @@ from flownlib.context import Contexts, mean_contexts, nearest_task
 from flownlib.encoders import WeightSpace
 from flownlib.evaluation import HELD_OUT, MEASURES, evaluate
 from flownlib.extensions.activations import ActivationMatched
-from flownlib.extensions.audit import Audit, table_of
 from flownlib.extensions.correction import Corrected, CorrectorTraining, FreshTraining
 from flownlib.extensions.frontier import Point, criteria, margin, points
 from flownlib.extensions.pca import PCA
 from flownlib.generators import FlowGenerator, FlowTraining, Generator
-from flownlib.harness import results
 from flownlib.harness.profiles import Profile
 from flownlib.networks import Classifier
 from flownlib.optimisation import seeded
 from flownlib.scoring import Split
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
-from flownlib.statistics import mean_interval
 from flownlib.zoo import Zoo
 
 OURS = ("pca_flow", "corrected", "corrected_flow", "matched")
@@ -167,11 +163,3 @@ def verdicts(table: pd.DataFrame) -> list[tuple[Point, float, float]]:
     nulls = [point for point in every if point.method not in OURS]
     overlap = values["error_overlap", HELD_OUT, 1.0]
     return [(point, float(sum(criteria(point, overlap).values())), margin(point, nulls)) for point in every]
-
-
-def write_audits(audits: Sequence[Audit], settings: Profile, seed: int) -> Path:
-    """The notebook's results: for each method its measures' means over the tasks of this run, with intervals."""
-    setting = {"zoo": "independent", "networks": settings.samples_per_task}
-    parts = table_of(audits).groupby("method", sort=False)
-    records = [results.record(m, method, setting, mean_interval(part[m]), [seed]) for method, part in parts for m in MEASURES]
-    return results.write("06_memorise_or_generalise", settings.profile, records)

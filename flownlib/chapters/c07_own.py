@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,14 +20,12 @@ from flownlib.chapters.shared import CanonicalZoo
 from flownlib.chapters.shared_resnet import Example, base_checkpoint, colour_task, own_model, split_sizes
 from flownlib.context import Contexts
 from flownlib.encoders import WeightSpace, reconstruct
-from flownlib.evaluation import HELD_OUT, MEASURES, ReferenceSet, compare
-from flownlib.extensions.audit import Audit
+from flownlib.evaluation import MEASURES, ReferenceSet, compare
 from flownlib.extensions.checkpoints.folders import import_checkpoints
 from flownlib.extensions.frozen_prefix import SuffixClassifier
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.extensions.pca import PCA
 from flownlib.generators import FlowGenerator, FlowTraining, Generator
-from flownlib.harness import results
 from flownlib.harness.cache import cached_folder
 from flownlib.harness.folders import disk_trouble
 from flownlib.harness.profiles import Profile
@@ -36,7 +33,6 @@ from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task, score
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
-from flownlib.statistics import Interval
 from flownlib.symmetry import Aligner
 from flownlib.zoo import Zoo
 
@@ -152,19 +148,6 @@ def with_accuracy(zoo: Zoo, task: Task) -> Zoo:
     return replace(zoo, table=zoo.table.assign(test_accuracy=accuracy.tolist()))
 
 
-def halves(zoo: Zoo) -> tuple[Zoo, Zoo]:
-    """The first half of a zoo's networks and the second, one to one."""
-    half, rows = len(zoo) // 2, torch.arange(len(zoo))
-    return zoo.select((rows < half).tolist()), zoo.select(((rows >= half) & (rows < 2 * half)).tolist())
-
-
-def neighbours(zoo: Zoo, most: int) -> tuple[Zoo, Zoo]:
-    """At most so many pairs of checkpoints that follow each other in a run: the first of each pair, and the second."""
-    run = zoo.table["run"]
-    second = [i for i in range(1, len(zoo)) if run[i] == run[i - 1]][::2][:most]
-    return zoo.select(run.index.isin([i - 1 for i in second])), zoo.select(run.index.isin(second))
-
-
 def ready(zoo: Zoo, task: Task, held_out: int, aligned: bool = False) -> OwnSetup:
     """Split by run, measured; weights are compared as they are, or `aligned`: whole networks of different initialisations.
 
@@ -213,14 +196,3 @@ def compared(name: str, own: OwnSetup, settings: Profile, seed: int) -> list[dic
         for quantity in (*MEASURES, "accuracy_gain"):
             records.add(quantity, method, [row[quantity]], networks=n)
     return records
-
-
-def write_audits(audits: Mapping[str, Audit], geometry: Mapping[str, Interval], zoo: str, settings: Profile, seed: int) -> Path:
-    """The notebook's results: each method's measures, the base's accuracy and that of held-out runs, with their intervals."""
-    setting = {"zoo": zoo, "networks": settings.samples_per_task}
-    records = [results.record("test_accuracy", "base", {"zoo": zoo}, geometry["before fine-tuning"], [seed])]
-    records += [results.record("test_accuracy_mean", HELD_OUT, setting, geometry["held-out runs"], [seed])]
-    for name, audit in audits.items():
-        (found,) = audit.tasks.values()
-        records += [results.record(measure, name, setting, i, [seed]) for measure, i in found.intervals().items()]
-    return results.write("07_your_own_zoo", settings.profile, records)

@@ -64,25 +64,20 @@ def likelihood_histograms(likelihoods: Mapping[str, Likelihoods]) -> Figure:
 
 
 def overlap_against_accuracy(audits: Sequence[Audit], task: str) -> Figure:
-    """Error overlap with the most similar training network against accuracy, a panel a generator.
-
-    Pale discs are training networks, each with the most similar other one; rings are held-out networks, dots samples.
-    """
+    """Error overlap with the most similar training network (for these: other one) against accuracy, a panel a generator."""
     columns = min(len(audits), 3)
     rows = -(-len(audits) // columns)
     size = (3.3 * columns, 2.7 * rows + 0.4)
     fig, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
-    looks = {"training networks": (60, GREY, "none"), "samples": (13, BLUE, "none"), "held-out networks": (26, "none", INK)}
     for ax, audit in zip(axes.flat, audits, strict=False):
         found = audit.tasks[task]
-        clouds = {
-            "training networks": (found.reference.scores.accuracy, found.training_overlap),
-            "held-out networks": (found.held_out.test.accuracy, found.held_out.overlap),
-            "samples": (found.samples.test.accuracy, found.samples.overlap),
+        clouds = {  # size, face and edge: pale discs, rings and dots
+            "training networks": (found.reference.scores.accuracy, found.training_overlap, 60, GREY, "none"),
+            "held-out networks": (found.held_out.test.accuracy, found.held_out.overlap, 26, "none", INK),
+            "samples": (found.samples.test.accuracy, found.samples.overlap, 13, BLUE, "none"),
         }
-        for name, cloud in clouds.items():
-            size, face, edge = looks[name]
-            ax.scatter(*cloud, s=size, facecolor=face, edgecolor=edge, alpha=0.5, label=name, clip_on=False)
+        for name, (x, y, area, face, edge) in clouds.items():
+            ax.scatter(x, y, s=area, facecolor=face, edgecolor=edge, alpha=0.5, label=name, clip_on=False)
         ax.set_title(name_of(audit.name), fontsize=11)
         ax.set(ylim=(0, 1))
     for ax in axes.flat[len(audits) :]:
