@@ -22,9 +22,7 @@ class Records(list[dict]):
         self.append({"quantity": quantity, "method": method, "setting": setting, "values": values})
 
 
-def write(
-    notebook: str, profile: str, seed: int, measured: Mapping[str, Mapping[str, Interval]], **setting: str | float
-) -> Path:
+def write(name: str, profile: str, seed: int, measured: Mapping[str, Mapping[str, Interval]], **setting: str | float) -> Path:
     """The results file of a notebook's run, from what was measured of each method, by quantity, in one setting."""
     pairs = [(quantity, method, interval) for method, found in measured.items() for quantity, interval in found.items()]
     made = [results.record(quantity, method, setting, interval, [seed]) for quantity, method, interval in pairs]
