@@ -114,7 +114,8 @@ def _strips(lines: Tensor, names: Sequence[str], notes: Sequence[str], layout: L
     for column, ((name, place), count) in enumerate(zip(tensors, shown, strict=True)):
         weights = torch.linspace(place.start, place.stop - 1, count).round().long()
         for ax, line in zip(axes[:, column], lines, strict=True):
-            strip = ax.imshow(line[weights][None], cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+            picture, look = line[weights][None].numpy(), {"aspect": "auto", "interpolation": "nearest"}
+            strip = ax.imshow(picture, cmap="RdBu_r", vmin=-2.5, vmax=2.5, **look)
             bare(ax)
         axes[0, column].set_title(name.removesuffix(".weight"), fontsize=10)
     for ax, name in zip(axes[:, 0], names, strict=True):
@@ -164,7 +165,7 @@ def frontier_of(points: np.ndarray) -> np.ndarray:
 
 
 # where a name may stand: points right and up of its dot, and how it is aligned
-_SIDES = [((x, y), side) for y in (0, 11, -11, 24, -24, 36, -36) for x, side in ((9, "left"), (-9, "right"))]
+_SIDES = [((x, y), side) for y in (9, -9, 22, -22, 35, -35) for x, side in ((9, "left"), (-9, "right"))]
 
 
 def name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
