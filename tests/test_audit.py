@@ -190,10 +190,12 @@ def test_every_figure_is_drawn_from_audits_alone(zoo, tasks, contexts):
     (ax,) = figures_audit.nearest_histograms(audits, name).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["retrieval", "noise 0.3", "soup", "Gaussian"]
     assert len(figures_audit.overlap_against_accuracy(audits, name).axes) == 6
-    table["null"] = table["method"] != "zoo_held_out"
-    (ax,) = figures_audit.accuracy_and_novelty(table).axes
-    assert {text.get_text() for text in ax.texts} == set(table["method"].map(name_of))
-    heat = figures_audit.weights_beside_neighbours(audits[0].tasks[name], 0, zoo.train.layout)
+    nulls = {null.name for null in nulls}
+    (ax,) = figures_audit.accuracy_and_novelty(audits, nulls).axes
+    assert {text.get_text().partition(",")[0] for text in ax.texts} == set(table["method"].map(name_of))
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    heat = figures_audit.weights_beside_neighbours(audits[0].tasks[name], zoo.train.layout)
     copy = heat.axes[0].images[0].get_array() - heat.axes[len(heat.axes) // 7].images[0].get_array()
     assert np.abs(copy).max() < 1e-3  # a copy's row is its nearest training network's
     likelihoods = {name: Likelihoods(torch.randn(10), torch.randn(5)) for name in ("latin", "greek")}

@@ -1,9 +1,11 @@
 """The open problem: activation matching, further training, the criteria and the margin over the nulls."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.collections import PathCollection
 
 from flownlib.baselines import Gaussian, Retrieval
 from flownlib.chapters import shared as recipes
@@ -17,9 +19,10 @@ from flownlib.extensions.activations import (
     pre_activations,
     solve_layers,
 )
-from flownlib.extensions.frontier import Point, criteria, envelope, margin
+from flownlib.extensions.frontier import Point, criteria, margin
 from flownlib.networks import classifier
 from flownlib.optimisation import seeded
+from flownlib.plots import charts
 from flownlib.plots import frontier as figures_frontier
 from flownlib.scoring import score
 from flownlib.speed.loops import train_many
@@ -140,7 +143,6 @@ def test_the_margin_is_over_the_best_null_as_novel_and_as_cheap():
     assert margin(point(accuracy=0.8, share=0.5), nulls) == pytest.approx(-0.12)
     assert margin(point(accuracy=0.8, novelty=2.0), nulls) == pytest.approx(0.5)  # against the most novel null
     assert margin(point(accuracy=0.8, novelty=0.1), nulls) == pytest.approx(-0.15)  # a copy is measured against copies
-    assert [null.method for null in envelope(nulls)] == ["copy", "trained", "wild"]
     with pytest.raises(ValueError, match="no null was trained as little as a"):
         margin(point(), [nulls[-1]])
 
@@ -157,16 +159,28 @@ def test_figures_draw_a_study():
     }
     starts = ("matched", "gaussian", "fresh")
     keys = [("zoo_held_out", 1.0), *((method, share) for method in starts for share in (0.0, 0.3))]
+    same = lambda x: {"value": x, "low": x, "high": x}
     records = [
-        {"quantity": q, "method": method, "setting": {"zoo": "shared", "share": share}, "value": value}
+        {"quantity": q, "method": method, "setting": {"zoo": "shared", "share": share}, **same(x)}
         for method, share in keys
-        for q, value in quantities.items()
+        for q, x in quantities.items()
     ]
-    fig = figures_frontier.frontiers(records, {"shared": "one start"}, ["matched"], (0.0, 0.3))
-    assert len(fig.axes) == 2 and len(fig.axes[0].collections) >= 3
+    kinds, shares = {"shared": "one start"}, {0.0: "as they come", 0.3: "trained further"}
+    fig = figures_frontier.criteria(records, kinds, ["zoo_held_out", *starts], shares)
+    dots = [len(dots.get_offsets()) for dots in fig.axes[1].collections if isinstance(dots, PathCollection)]
+    assert len(fig.axes) == 5 and fig.axes[0].get_ylabel() == "one start" and dots[:2] == [4, 3]
     records[-1]["value"] = 1.5  # so long do 30 % of a training take, and so 5 seconds a whole one
-    costs = figures_frontier.costs_of(records, "shared")
+    costs = figures_frontier.costs_of(charts.frame(records))
     assert costs["fresh", 0.3] == pytest.approx(0.3) and costs["matched", 0.0] == pytest.approx(0.1)
-    curves = figures_frontier.training_on(records, {"shared": "one start"}, ["matched", "fresh"])
+    curves = figures_frontier.further_training(records, kinds, ["matched", "fresh"])
     assert [list(line.get_xdata()) for line in curves.axes[0].lines][1] == pytest.approx([0.1, 0.3])
+    plt.close("all")
+
+
+def test_what_lies_outside_of_a_panel_is_an_arrow_at_its_edge():
+    table = pd.DataFrame({"quantity": "q", "method": ["a", "b", "c"], "value": [-2.0, 0.5, 3.0]})
+    table = table.assign(low=table["value"], high=table["value"])
+    (ax,) = charts.comparison(table, {"q": charts.Measure("q", limits=(0, 1))}).axes
+    places = [dots.get_offsets().tolist() for dots in ax.collections if isinstance(dots, PathCollection)]
+    assert places == [[[-2, 0], [0.5, 1], [3, 2]], [[0, 0]], [[1, 2]]]
     plt.close("all")

@@ -24,6 +24,7 @@ from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
 from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
+from flownlib.zoo import Zoo
 
 
 class Net(torch.nn.Module):
@@ -192,6 +193,23 @@ def test_the_last_checkpoint_of_each_run_is_kept_and_too_few_runs_are_refused(ta
     assert last.table[["run", "step"]].values.tolist() == [["run_0", 10], ["run_1", 3]]
     with pytest.raises(ValueError, match="cannot hold out 2 seeds a task"):
         c07_own.ready(last, task, 2)
+
+
+def test_whole_networks_of_different_initialisations_are_aligned_when_asked(task):
+    hidden = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 6), torch.nn.ReLU(), torch.nn.Linear(6, 10))
+    model = ModuleClassifier("mlp", (1, 28, 28), hidden)
+    weights = model.initialise(8, torch.Generator().manual_seed(0))
+    table = pd.DataFrame({"task": "greek", "run": list("abcdefgh"), "seed": range(8), "step": 1, "file": list("abcdefgh")})
+    order, tensors = torch.tensor([3, 0, 5, 1, 4, 2]), model.layout.unflatten(weights[:2])
+    for name, axis in (("1.weight", 1), ("1.bias", 1), ("3.weight", 2)):
+        tensors[name] = tensors[name].index_select(axis, order)
+    for aligned in (True, False):
+        made = c07_own.ready(Zoo(weights, table, model), task, 3, aligned=aligned)
+        around = made.reference.around
+        distance = (
+            around.nearest(around.canonical(model.layout.flatten(tensors))).distance[:, 0] / made.reference.held_out_distance
+        )
+        assert ((distance < 1e-3) == aligned).all() and (made.zoo.aligner is not None) == aligned
 
 
 def test_the_examples_folder_is_what_it_says(smoke, tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ from flownlib.optimisation import seeded
 from flownlib.scoring import Split, Task, score
 from flownlib.speed.loops import train_many
 from flownlib.speed.plan import Training, minibatch_orders
+from flownlib.symmetry import Aligner
 from flownlib.zoo import Zoo
 
 KEPT = 3  # checkpoints of a run: after each of its last epochs
@@ -149,11 +150,12 @@ def with_accuracy(zoo: Zoo, task: Task) -> Zoo:
     return replace(zoo, table=zoo.table.assign(test_accuracy=accuracy.tolist()))
 
 
-def ready(zoo: Zoo, task: Task, held_out: int) -> OwnSetup:
-    """Split by run, measured; weights are compared as they are.
+def ready(zoo: Zoo, task: Task, held_out: int, aligned: bool = False) -> OwnSetup:
+    """Split by run, measured; weights are compared as they are, or `aligned`: whole networks of different initialisations.
 
     Raises:
-        ValueError: if the zoo is of another task, has too few runs, or a run is a copy of another.
+        ValueError: if the zoo is of another task, has too few runs, or a run is a copy of another; to be aligned, if the
+            symmetries of its model are not known.
     """
     if zoo.tasks != [task.name]:
         raise ValueError(f"the zoo's networks are of {zoo.tasks} and not of {task.name!r}: name the task when you import them")
@@ -164,23 +166,16 @@ def ready(zoo: Zoo, task: Task, held_out: int) -> OwnSetup:
                 f"runs {other!r} and {run!r} hold the same network, so that none of it can be held out; remove one"
             )
     train, unseen = zoo.split(held_out)
-    _check_enough(train)
-    reference = ReferenceSet.of(task, train, unseen, WeightSpace.fit(train))
-    return OwnSetup(CanonicalZoo(train, unseen, None), task, {task.name: zoo.weights.new_zeros(2, 1)}, reference)
-
-
-def _check_enough(train: Zoo) -> None:
     if len(train) < 2:
         raise ValueError(f"generators need at least two training networks, and {len(train)} is left: import more runs")
+    aligner = Aligner.fit(train) if aligned else None
+    train, unseen = (aligner(part) if aligner else part for part in (train, unseen))
+    reference = ReferenceSet.of(task, train, unseen, WeightSpace.fit(train), aligner)
+    return OwnSetup(CanonicalZoo(train, unseen, aligner), task, {task.name: zoo.weights.new_zeros(2, 1)}, reference)
 
 
 def generators(settings: Profile, train: Zoo) -> list[Generator]:
-    """Flows on a few and on all principal components, and every null; not yet fitted.
-
-    Raises:
-        ValueError: if there is less than two networks to learn from.
-    """
-    _check_enough(train)
+    """Flows on a few and on all principal components, and every baseline; not yet fitted."""
     training, most = FlowTraining(settings.flow_steps, settings.flow_batch), len(train) - 1
     encoders = {"flow_few": PCA.fit(train, min(FEW, most)), "flow_all": PCA.fit(train, most, whiten=False)}
     flows = [FlowGenerator(space, name, "x_1", settings.flow_width, training) for name, space in encoders.items()]

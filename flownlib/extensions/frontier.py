@@ -52,12 +52,6 @@ def margin(point: Point, nulls: Sequence[Point], tolerance: float = 0.05) -> flo
     return point.accuracy - max(null.accuracy for null in affordable if null.novelty >= novelty)
 
 
-def envelope(nulls: Sequence[Point]) -> list[Point]:
-    """The nulls that no other null beats in accuracy and novelty at once, by increasing novelty."""
-    beaten = lambda a: any(b.novelty >= a.novelty and b.accuracy > a.accuracy for b in nulls)
-    return sorted((null for null in nulls if not beaten(null)), key=lambda null: null.novelty)
-
-
 def points(values: Mapping[tuple[str, str, float], float], start: Sequence[tuple[str, float]]) -> list[Point]:
     """Points of (method, share) pairs from values by (quantity, method, share)."""
     quantities = ("test_accuracy_mean", "accuracy_gain", "spread", "offset", "nearest_training_distance", "error_overlap")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,11 +11,14 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from flownlib.extensions.audit import COPY, NEAR, Audit, Likelihoods, TaskAudit
+from flownlib.evaluation import HELD_OUT
+from flownlib.extensions.audit import COPY, NARROW, NEAR, Audit, Likelihoods, TaskAudit
 from flownlib.plots.charts import strokes
 from flownlib.plots.style import BLUE, GREY, INK, ORANGE, PALE, bare, colour_of, name_of
+from flownlib.statistics import Interval, mean_interval
 from flownlib.weights import Layout
 
 NETWORKS = {"training networks": GREY, "samples": BLUE, "held-out networks": INK}
@@ -43,11 +46,10 @@ def nearest_histograms(audits: Sequence[Audit], task: str) -> Figure:
         found = audit.tasks[task]
         parts[name_of(audit.name), "samples"] = found.samples.nearest
         parts[name_of(audit.name), "held-out networks"] = found.held_out.nearest
-    ax = _distributions(
-        parts, "distance to the nearest training network (1: held-out networks; dashed: the audit's thresholds)"
-    )
-    for limit in (COPY, NEAR):
+    ax = _distributions(parts, "distance to the nearest training network (1: held-out networks)")
+    for limit, verdict in ((COPY, " memorises"), (NEAR, " near copies")):  # for medians left of the line
         ax.axvline(limit, color=GREY, lw=1, ls="--", zorder=0)
+        ax.annotate(f"← {verdict}", (limit, 0), (0, 4), "data", "offset points", ha="right" if limit == NEAR else "left")
     return ax.figure
 
 
@@ -62,37 +64,38 @@ def likelihood_histograms(likelihoods: Mapping[str, Likelihoods]) -> Figure:
 
 
 def overlap_against_accuracy(audits: Sequence[Audit], task: str) -> Figure:
-    """Error overlap with the most similar training network against accuracy, a panel a generator, over the training cloud."""
+    """Error overlap with the most similar training network (for these: other one) against accuracy, a panel a generator."""
     columns = min(len(audits), 3)
     rows = -(-len(audits) // columns)
     size = (3.3 * columns, 2.7 * rows + 0.4)
     fig, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax, audit in zip(axes.flat, audits, strict=False):
         found = audit.tasks[task]
-        clouds = (
-            (found.reference.scores.accuracy, found.training_overlap),
-            (found.samples.test.accuracy, found.samples.overlap),
-            (found.held_out.test.accuracy, found.held_out.overlap),
-        )
-        for (name, colour), (accuracy, overlap) in zip(NETWORKS.items(), clouds, strict=True):
-            ax.scatter(accuracy.cpu(), overlap.cpu(), s=20, color=colour, alpha=0.75, lw=0, label=name, clip_on=False)
+        clouds = {  # size, face and edge: pale discs, rings and dots
+            "training networks": (found.reference.scores.accuracy, found.training_overlap, 60, GREY, "none"),
+            "held-out networks": (found.held_out.test.accuracy, found.held_out.overlap, 26, "none", INK),
+            "samples": (found.samples.test.accuracy, found.samples.overlap, 13, BLUE, "none"),
+        }
+        for name, (x, y, area, face, edge) in clouds.items():
+            ax.scatter(x.cpu(), y.cpu(), s=area, facecolor=face, edgecolor=edge, alpha=0.5, label=name, clip_on=False)
         ax.set_title(name_of(audit.name), fontsize=11)
         ax.set(ylim=(0, 1))
     for ax in axes.flat[len(audits) :]:
         ax.axis("off")
     fig.supxlabel("test accuracy")
-    fig.supylabel("error overlap")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, markerscale=1.6)
+    fig.supylabel("error overlap (1: the same errors)")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
 
-def weights_beside_neighbours(found: TaskAudit, sample: int, layout: Layout, numbers: int = 240) -> Figure:
-    """One sample, its three nearest training networks, and its differences from each: a row each, the layers marked.
+def weights_beside_neighbours(found: TaskAudit, layout: Layout, numbers: int = 240) -> Figure:
+    """The sample with the median distance, its three nearest training networks, and the differences: a row each, by layer.
 
     The weights are standardised; for each difference the sample's hidden units are put in that training network's order.
     Of a layer with more than `numbers` weights that many are shown, evenly spaced. Behind each difference: its distance.
     """
     space, around = found.reference.around.space, found.reference.around
+    sample = int(found.samples.nearest.argsort()[len(found.samples.nearest) // 2])
     neighbours = found.samples.neighbours.row[sample].tolist()
     distances = [f"{distance:.2f}" for distance in found.samples.neighbours.distance[sample].tolist()]
     own = found.samples.canonical[sample : sample + 1]
@@ -100,48 +103,58 @@ def weights_beside_neighbours(found: TaskAudit, sample: int, layout: Layout, num
     training = space.encode(around.train.weights[neighbours])
     lines = torch.cat([sample_rows[:1], training, sample_rows - training])
     names = ["the sample", *(f"training {row}" for row in neighbours), *(f"sample − {row}" for row in neighbours)]
-    return _strips(lines, names, [""] * 4 + distances, layout, numbers)
+    return _strips(lines, names, [*["", "", ""], "distance", *distances], layout, numbers)
 
 
 def _strips(lines: Tensor, names: Sequence[str], notes: Sequence[str], layout: Layout, numbers: int) -> Figure:
     tensors = [(name, place) for name, place in layout.slices().items() if name.endswith("weight")]
     shown = [min(place.stop - place.start, numbers) for _, place in tensors]
     grid = {"width_ratios": shown, "wspace": 0.02}
-    fig, axes = plt.subplots(len(lines), len(tensors), figsize=(10, 0.4 * len(lines) + 0.7), gridspec_kw=grid)
+    fig, axes = plt.subplots(len(lines), len(tensors), figsize=(10, 0.4 * len(lines) + 1.2), gridspec_kw=grid)
     for column, ((name, place), count) in enumerate(zip(tensors, shown, strict=True)):
         weights = torch.linspace(place.start, place.stop - 1, count).round().long()
         for ax, line in zip(axes[:, column], lines, strict=True):
-            ax.imshow(line[weights][None].cpu(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+            picture, look = line[weights][None].cpu().numpy(), {"aspect": "auto", "interpolation": "nearest"}
+            strip = ax.imshow(picture, cmap="RdBu_r", vmin=-2.5, vmax=2.5, **look)
             bare(ax)
         axes[0, column].set_title(name.removesuffix(".weight"), fontsize=10)
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
     for ax, note in zip(axes[:, -1], notes, strict=True):
         ax.annotate(note, (1, 0.5), (6, 0), "axes fraction", "offset points", va="center", fontsize=10)
+    label = "weight, or difference, in units of its tensor's spread over the zoo"
+    fig.colorbar(strip, ax=axes, location="bottom", label=label, extend="both", shrink=0.5, aspect=50, pad=0.04)
     return fig
 
 
-def accuracy_and_novelty(table: pd.DataFrame) -> Figure:
-    """Mean accuracy against mean nearest distance, a dot a method with its tasks as faint dots, its area the spread.
+def accuracy_and_novelty(audits: Sequence[Audit], baselines: Collection[str]) -> Figure:
+    """Mean accuracy against mean nearest distance, a dot a method with 95 % intervals; open, with its spread, below `NARROW`.
 
-    The line joins the nulls that no other null beats in both: their frontier.
-
-    Args:
-        table: of `evaluation.compare`, with a further column `null`, True for what learns nothing.
+    Intervals are over the tasks, of a single task over its networks. The line joins the baselines that no other beats in both.
     """
-    columns = ["nearest_training_distance", "test_accuracy_mean"]
-    means = table.groupby("method", sort=False)[[*columns, "spread", "null"]].mean()
+    found = {HELD_OUT: [task.held_out for task in audits[0].tasks.values()]}
+    found |= {audit.name: [task.samples for task in audit.tasks.values()] for audit in audits}
     fig, ax = plt.subplots(figsize=(8.5, 5))
-    ax.scatter(*table[columns].T.to_numpy(), s=9, c=table["method"].map(colour_of), alpha=0.45, lw=0)
-    areas = 30 + 130 * means["spread"].clip(upper=1.5)
-    ax.scatter(*means[columns].T.to_numpy(), s=areas, c=means.index.map(colour_of), alpha=0.8, lw=0)
-    edge = frontier_of(means[means["null"] == 1][columns].to_numpy())
-    ax.plot(*edge.T, color=ORANGE, lw=1.4, ls="--", zorder=0, label="frontier of the nulls")
-    _name_points(ax, means[columns])
+    points, names = {}, {}
+    for method, tasks in found.items():
+        x, y = _over_tasks([task.nearest for task in tasks]), _over_tasks([task.test.accuracy for task in tasks])
+        spread = float(np.mean([task.spread for task in tasks]))
+        points[method], colour, narrow = (x.value, y.value), colour_of(method), spread < NARROW
+        names[method] = name_of(method) + (f", spread {spread:.2f}" if narrow else "")
+        # the part of an interval that an accuracy, or a distance, can reach
+        errors = [[[i.value - max(i.low, 0)], [min(i.high, most) - i.value]] for i, most in ((y, 1), (x, np.inf))]
+        ax.errorbar(*points[method], *errors, fmt="o", ms=8, color=colour, mfc="white" if narrow else colour, elinewidth=1)
+    edge = frontier_of(np.array([points[name] for name in baselines]))
+    ax.plot(*edge.T, color=ORANGE, lw=1.4, ls="--", zorder=0, label="frontier of the baselines")
     ax.set(xlabel="distance to the nearest training network (1: held-out networks)", ylabel="mean test accuracy")
     ax.margins(x=0.1, y=0.1)
     ax.legend(loc="lower left")
+    name_points(ax, {names[method]: point for method, point in points.items()})
     return fig
+
+
+def _over_tasks(values: Sequence[Tensor]) -> Interval:
+    return mean_interval([float(v.mean()) for v in values] if len(values) > 1 else values[0].cpu().numpy())
 
 
 def frontier_of(points: np.ndarray) -> np.ndarray:
@@ -151,12 +164,20 @@ def frontier_of(points: np.ndarray) -> np.ndarray:
     return ordered[ordered[:, 1] > np.append(best_from[1:], -np.inf)]
 
 
-def _name_points(ax: Axes, points: pd.DataFrame) -> None:
-    """Names beside points; of several close together each takes the next free place above or below."""
-    spans, named = points.max() - points.min() + 1e-9, []
-    for method, point in points.sort_values(points.columns[0]).iterrows():
-        x, y = point / spans
-        near = sum(abs(x - a) < 0.17 and abs(y - b) < 0.06 for a, b in named)
-        offset = (9, (7, -15, 20, -28, 33)[min(near, 4)])
-        ax.annotate(name_of(method), point, offset, textcoords="offset points", fontsize=9.5)
-        named.append((x, y))
+# where a name may stand: points right and up of its dot, and how it is aligned
+_SIDES = [((x, y), side) for y in (9, -9, 22, -22, 35, -35) for x, side in ((9, "left"), (-9, "right"))]
+
+
+def name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Each name beside its point [x, y], at the first of several places where it covers neither a point nor another name."""
+    ax.figure.draw_without_rendering()  # for the scale of the picture
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform(list(points.values()))]
+    for name, point in points.items():
+        text = ax.annotate(name, point, (0, 0), textcoords="offset points", va="center", fontsize=9.5)
+        for offset, side in _SIDES:
+            text.xyann = offset
+            text.set_ha(side)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)

@@ -28,7 +28,7 @@ Ideal = float | tuple[float, float] | None
 class Measure:
     """A panel of `comparison`: its title, the ideal as a line (a number) or a band (two), the axis' limits and scale.
 
-    What lies above the limits is not worth the room that it would take: an arrow at the edge stands for it.
+    What lies outside of the limits is not worth the room that it would take: an arrow at the edge stands for it.
     """
 
     title: str
@@ -128,10 +128,11 @@ def _intervals(ax: Axes, cells: pd.DataFrame, places: Sequence[float], colours: 
 
 def _limit(ax: Axes, measure: Measure) -> None:
     ax.set_xlim(*(asked if asked is not None else own for asked, own in zip(measure.limits, ax.get_xlim(), strict=True)))
-    high = ax.get_xlim()[1]
-    for dots in list(ax.collections):
-        if isinstance(dots, PathCollection) and len(beyond := [y for x, y in dots.get_offsets() if x > high]):
-            ax.scatter([high] * len(beyond), beyond, marker=">", s=30, color=dots.get_facecolor()[-1], clip_on=False)
+    low, high = ax.get_xlim()
+    for dots in [dots for dots in ax.collections if isinstance(dots, PathCollection)]:
+        for edge, marker, outside in ((low, "<", lambda x: x < low), (high, ">", lambda x: x > high)):
+            if beyond := [y for x, y in dots.get_offsets() if outside(x)]:
+                ax.scatter([edge] * len(beyond), beyond, marker=marker, s=30, color=dots.get_facecolor()[-1], clip_on=False)
 
 
 def loss_curve(ax: Axes, losses: Sequence[float], label: str = "loss", colour: str = BLUE) -> None:
