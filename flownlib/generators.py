@@ -186,8 +186,7 @@ class FlowGenerator:
     coupling: str = "independent"  # independent, optimal or optimal_within
     prior: Prior | None = None  # a standard Gaussian by default
     network: Callable[[FlowGenerator, Zoo], VelocityNetwork] = _velocity_perceptron
-    # width → what reads conditions c [n, c] into [n, width] in place of a perceptron; built from the seed, trained with it
-    conditioner: Callable[[int], nn.Module] | None = None
+    conditioner: Callable[[int], nn.Module] | None = None  # width → reads conditions c [n, c] as [n, width]; trained with it
     progress: bool = False
     log: FlowLog = field(default_factory=FlowLog, repr=False)
 
@@ -229,8 +228,7 @@ class FlowGenerator:
         """The latents' trajectories from x_0 [n, k] under one condition c [c]; what is not given is the generator's own."""
         conditions = self.contexts.repeated(c, len(x_0))
         velocity = guided(self.velocity, self.guidance if guidance is None else guidance)
-        steps = self.steps if steps is None else steps
-        return integrate(velocity, x_0.to(conditions), conditions, method or self.method, steps)
+        return integrate(velocity, x_0.to(c), conditions, method or self.method, self.steps if steps is None else steps)
 
     def sample(self, n: int, c: Tensor, generator: torch.Generator) -> Weights:
         """n weight vectors [n, p] for one condition c [c]."""

@@ -170,10 +170,7 @@ def drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite: one pass over the memory, and no copy of it.
-
-    A finite sum has finite terms; only where it is none, for it may overflow, the extremes are looked at.
-    """
+    """Whether no number is NaN or infinite: a finite sum has finite terms; where it is none, extremes are looked at."""
     return bool(x.sum().isfinite()) or bool(torch.stack(x.aminmax()).isfinite().all())
 
 

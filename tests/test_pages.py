@@ -11,7 +11,8 @@ import prose
 import pytest
 
 from flownlib.harness import notebooks
-from flownlib.plots import diagrams, style
+from figures import diagrams
+from flownlib.plots import style
 
 ROOT = prose.ROOT
 PAGES = [ROOT / "README.md", *ROOT.glob("notebooks/*.md"), *sorted(ROOT.glob("notebooks/**/*.ipynb"))]

@@ -1,6 +1,6 @@
 """Diagrams of boxes and arrows: the pipeline with "you are here", and the networks that the notebooks build.
 
-`python -m flownlib.plots.diagrams` draws them anew into figures/.
+`python figures/diagrams.py` draws them anew.
 """
 
 from __future__ import annotations
