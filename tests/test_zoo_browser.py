@@ -1,6 +1,7 @@
 """The zoo browser, notebook 01's figures, and the benchmark command."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ def browsing(canonical, tasks):
     name = canonical.train.tasks[0]
     some = Split(tasks[name].test.x[:60], tasks[name].test.y[:60])
     weights = canonical.train.task(name).weights[:4]
-    return zoo_browser.browse(canonical.train.model, weights, weights.flip(0), some, stops=5), weights, some
+    return zoo_browser.browse(canonical.train.model, weights, weights.flip(0), some, "ABCDEFGHIJ", stops=5), weights, some
 
 
 def test_lines_begin_and_end_at_their_networks_and_can_be_walked_back(browsing):
@@ -54,19 +55,32 @@ def test_the_browser_follows_its_sliders(browsing):
 def test_a_network_without_errors_can_be_shown(browsing):
     found = browsing[0]
     perfect = zoo_browser.Browsing(
-        found.images, found.labels, found.labels.expand(4, -1), found.filters, found.lines
+        found.images, found.labels, found.labels.expand(4, -1), found.filters, found.lines, found.classes
     )  # fmt: skip
     fig = zoo_browser.draw(perfect, 0, 1)
     assert "(1.000)" in fig.axes[-1].get_title()
     plt.close(fig)
 
 
+def test_an_error_is_named_by_its_characters(browsing):
+    found = browsing[0]
+    fig = zoo_browser.draw(found, 0, 1)
+    wrong = (found.predicted[0] != found.labels).nonzero()[:3, 0].tolist()
+    expected = [f"{found.classes[found.predicted[0, i]]} ({found.classes[found.labels[i]]})" for i in wrong]
+    assert wrong and [text.get_text() for text in fig.axes[2].texts][: len(wrong)] == expected
+    plt.close(fig)
+
+
 def test_figures_draw_what_they_are_given():
     points = torch.randn(3, 4, 2)
-    fig = figures_zoo.training_paths({"a": (points, torch.rand(3, 4)), "b": (points, torch.rand(3, 4))})
-    assert [ax.get_title() for ax in fig.axes[:2]] == ["a", "b"] and len(fig.axes[0].collections) == 9
-    fig = figures_zoo.what_changes({"x": (torch.rand(5), torch.rand(5))})
-    assert fig.axes[0].get_legend().get_texts()[0].get_text() == "x"
+    fig = figures_zoo.training_paths({"a": (points, torch.rand(3, 4)), "b": (points, torch.rand(3, 4))}, (0.5, 0.25))
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["a", "b"] and len(fig.axes[0].collections) == 6
+    assert "25%" in fig.axes[0].get_ylabel()
+    fig = figures_zoo.what_changes({"x": (torch.rand(5), torch.rand(5))}, by_chance=0.9)
+    assert "x" in [text.get_text() for text in fig.axes[0].texts]
+    table = pd.DataFrame({"task": ["a", "a", "b_c"], "test_accuracy": [0.5, 0.7, 0.9]})
+    fig = figures_zoo.accuracy_by_task(table, {"first": ["a"], "second": ["b_c"]})
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["a", "b c"]
     plt.close("all")
 
 

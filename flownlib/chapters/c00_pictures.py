@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from ipywidgets import IntSlider, SelectionSlider
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -14,14 +15,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flownlib.chapters.c00_plane import CHORDS, EXTENT, NOISE, Chord, PlaneZoo, copies, loss_surface, predict
-from flownlib.plots.charts import loss_curve
+from flownlib.chapters import c00_plane
+from flownlib.chapters.c00_plane import CHORDS, EXTENT, Chord, PlaneZoo, copies, loss_surface, predict
 from flownlib.plots.panel import Panel
-from flownlib.plots.style import BLUE, GREEN, GREY, INK, PALE, PALETTE, PINK, VIOLET, free_figure
+from flownlib.plots.style import GREEN, GREY, INK, PALE, PALETTE, PINK, VIOLET, free_figure
 
 COLOURS = dict(zip(CHORDS, (GREEN, PINK, VIOLET), strict=True))
 LAND = LinearSegmentedColormap.from_list("land", ["#FFFFFF", "#F1F4F8", "#DCE3EC", "#BFCBDA", "#A3B3C8"])
-WIDTH = 9.5  # of a figure, in inches
+WIDTH = 8.2  # of a figure, in inches
 
 
 @dataclass(frozen=True)
@@ -44,57 +45,59 @@ def land(chord: Chord, resolution: int = 181) -> Land:
     return Land(chord, axis.numpy(), loss.numpy())
 
 
-def _plane(axes: Axes, title: str = "", labels: bool = True) -> None:
+def _plane(axes: Axes, title: str = "", left: bool = True, bottom: bool = True) -> None:
     axes.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal", xticks=(-4, 0, 4), yticks=(-4, 0, 4))
     axes.set_title(title)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelleft=left, labelbottom=bottom)
     axes.spines[:].set_visible(False)
-    if labels:
-        axes.set(xlabel="weight $w_1$", ylabel="weight $w_2$")
-    else:
-        axes.set(xticklabels=(), yticklabels=())
+    axes.set(xlabel="weight $w_1$" if bottom else "", ylabel="weight $w_2$" if left else "")
 
 
-def _terrain(axes: Axes, surface: Land, lines: bool = False) -> plt.cm.ScalarMappable:
+def _terrain(axes: Axes, surface: Land) -> plt.cm.ScalarMappable:
     # the square root spreads the levels of the valleys, which are what we look at
-    ground = (surface.axis, surface.axis, np.sqrt(surface.loss), np.arange(0, 2, 0.2))
-    if lines:
-        axes.contour(*ground, colors="white", linewidths=0.8, zorder=1.5)
-    return axes.contourf(*ground, cmap=LAND, extend="max", zorder=1)
+    levels = np.arange(0, 2, 0.2)
+    return axes.contourf(surface.axis, surface.axis, np.sqrt(surface.loss), levels, cmap=LAND, extend="max", zorder=1)
 
 
-def _minima(axes: Axes, chord: Chord) -> None:
+def _minima(axes: Axes, chord: Chord, size: float = 70) -> None:
     eight = copies(chord.weights)[:, 0].numpy()
-    axes.scatter(*eight.T, s=70, marker="o", facecolor="none", edgecolor=INK, linewidth=1.3, zorder=4)
+    axes.scatter(*eight.T, s=size, marker="o", facecolor="none", edgecolor=INK, linewidth=1.1, zorder=4)
 
 
-def _dots(axes: Axes, points: Tensor, colour: str, size: float = 7) -> None:
-    axes.scatter(*points.numpy().T, s=size, color=colour, alpha=0.75, linewidth=0, zorder=3)
+def _dots(axes: Axes, points: Tensor, colour: str, size: float = 7, alpha: float = 0.75) -> None:
+    axes.scatter(*points.numpy().T, s=size, color=colour, alpha=alpha, linewidth=0, zorder=3)
 
 
-def chords_and_data(observations: Sequence[tuple[Tensor, Tensor]]) -> Figure:
-    """Each chord's true curve with one network's noisy sample x, y [m]."""
-    figure, row = plt.subplots(1, len(CHORDS), figsize=(WIDTH, 3.0), sharey=True)
-    grid = np.linspace(0, 3, 200)
-    for axes, (chord, colour), (x, y) in zip(row, COLOURS.items(), observations, strict=True):
+def _curves(axes: Axes, chord: Chord, colour: str, networks: Tensor) -> None:
+    """What networks [n, 2] compute, as fine lines, and the true chord."""
+    grid = np.linspace(0, 3, 60)
+    axes.plot(grid, predict(networks, Tensor(grid)).T, color=colour, linewidth=0.8, alpha=0.4)
+    axes.plot(grid, predict(chord.weights, Tensor(grid))[0], color=INK, linewidth=2)
+    axes.set(xlim=(0, 3), ylim=(-2.3, 2.3), xticks=(0, 1, 2, 3), yticks=(-2, 0, 2), xlabel="moment $s$")
+
+
+def chords_and_data(recordings: Sequence[tuple[Tensor, Tensor]]) -> Figure:
+    """Each chord's true curve, one standard deviation of noise around it, and one network's noisy recording s, h [m]."""
+    figure, row = plt.subplots(1, len(CHORDS), figsize=(WIDTH, 2.7), sharey=True)
+    grid, noise = np.linspace(0, 3, 200), c00_plane.NOISE
+    for axes, (chord, colour), (s, h) in zip(row, COLOURS.items(), recordings, strict=True):
         curve = predict(chord.weights, Tensor(grid))[0]
-        axes.fill_between(grid, curve - NOISE, curve + NOISE, color=colour, alpha=0.1, linewidth=0)
+        axes.fill_between(grid, curve - noise, curve + noise, color=colour, alpha=0.1, linewidth=0)
         axes.plot(grid, curve, color=colour, linewidth=2.5)
-        axes.scatter(x, y, s=28, color=INK, linewidth=0, zorder=3)
-        axes.set(title=f"{chord.name}:  notes {chord.high} and {chord.low}", xlabel="input $x$", xlim=(-0.05, 3))
-    row[0].set_ylabel("output  $\\cos w_1x+\\cos w_2x$")
+        axes.scatter(s, h, s=28, color=INK, linewidth=0, zorder=3)
+        axes.set(title=f"{chord.name}: notes {chord.high} and {chord.low}", xlabel="moment $s$", xlim=(-0.05, 3))
+    row[0].set_ylabel("heard, $\\cos w_1s+\\cos w_2s$")
     return figure
 
 
 def planes(lands: Sequence[Land], points: Sequence[Tensor] | None = None) -> Figure:
-    """One plane a chord: its loss surface, and either networks [n, 2] as dots or the eight perfect ones as rings."""
-    figure, row = plt.subplots(1, len(lands), figsize=(WIDTH, 3.5))
+    """One plane a chord: its loss surface, rings at the eight perfect networks, and networks [n, 2] as dots."""
+    figure, row = plt.subplots(1, len(lands), figsize=(WIDTH, 3.0))
     for i, (axes, surface) in enumerate(zip(row, lands, strict=True)):
-        image = _terrain(axes, surface, lines=True)
-        _plane(axes, surface.chord.name)
-        if points is None:
-            _minima(axes, surface.chord)
-        else:
+        image = _terrain(axes, surface)
+        _plane(axes, surface.chord.name, left=i == 0)
+        _minima(axes, surface.chord)
+        if points is not None:
             _dots(axes, points[i], surface.colour, 10)
     bar = figure.colorbar(image, ax=row, shrink=0.75, aspect=28, label="root of the test loss", ticks=(0, 0.6, 1.2, 1.8))
     bar.outline.set_visible(False)
@@ -103,15 +106,15 @@ def planes(lands: Sequence[Land], points: Sequence[Tensor] | None = None) -> Fig
 
 def bridge(surface: Land, parents: Tensor, losses: Tensor) -> Figure:
     """Two parents [2, 2] in the plane with their mean, and the loss [s] along the line that joins them."""
-    figure, (plane, profile) = plt.subplots(1, 2, figsize=(WIDTH, 3.8), width_ratios=(1, 1.35))
+    figure, (plane, profile) = plt.subplots(1, 2, figsize=(WIDTH, 3.3), width_ratios=(1, 1.35))
     colour, middle = surface.colour, parents.mean(dim=0)
-    _terrain(plane, surface, lines=True)
+    _terrain(plane, surface)
     _plane(plane, "two networks and their mean")
+    _minima(plane, surface.chord, 30)
     plane.plot(*parents.numpy().T, color=INK, linewidth=1.5, zorder=3)
     plane.scatter(*parents.numpy().T, s=80, color=colour, zorder=4)
     plane.scatter(*middle.numpy(), s=110, marker="X", color=INK, zorder=4)
     along = np.linspace(0, 1, len(losses))
-    profile.fill_between(along, losses, color=colour, alpha=0.12, linewidth=0)
     profile.plot(along, losses, color=colour, linewidth=2.5)
     profile.scatter([0, 1], losses[[0, -1]], s=80, color=colour, zorder=4, clip_on=False)
     profile.scatter(0.5, losses[len(losses) // 2], s=110, marker="X", color=INK, zorder=4)
@@ -120,68 +123,75 @@ def bridge(surface: Land, parents: Tensor, losses: Tensor) -> Figure:
     return figure
 
 
-def straight_paths(x_0: Tensor, x_1: Tensor, t: Tensor, x_t: Tensor, losses: Sequence[float]) -> Figure:
-    """Straight paths from noise x_0 to networks x_1, both [n, 2], a point x_t on each, and the training loss."""
-    figure, (plane, curve) = plt.subplots(1, 2, figsize=(WIDTH, 3.8), width_ratios=(1, 1.35))
-    plane.add_collection(LineCollection(np.stack([x_0, x_1], axis=1), colors=GREY, linewidths=0.7, alpha=0.5))
-    plane.scatter(*x_0.T, s=14, color=GREY, linewidth=0, label="noise $x_0$")
-    plane.scatter(*x_1.T, s=22, color=BLUE, linewidth=0, label="network $x_1$")
-    plane.scatter(*x_t.T, s=16 * (0.4 + t), color=INK, linewidth=0, label="$x_t$ on the way", zorder=3)
+def straight_paths(x_0: Tensor, x_1: Tensor, x_t: Tensor, task: Tensor, losses: Sequence[float]) -> Figure:
+    """Straight paths from noise x_0 to networks x_1 of a `task`, both [n, 2], a point x_t on each, and the training loss."""
+    figure, (plane, curve) = plt.subplots(1, 2, figsize=(WIDTH, 3.7), width_ratios=(1, 1.2))
+    colours = [list(COLOURS.values())[number] for number in task]
+    plane.add_collection(LineCollection(np.stack([x_0, x_1], axis=1), colors=colours, linewidths=1.2, alpha=0.5))
+    plane.scatter(*x_0.T, s=26, facecolor="white", edgecolor=GREY, linewidth=1.3, zorder=2, label="noise $x_0$")
+    plane.scatter(*x_t.T, s=9, color=INK, linewidth=0, zorder=3, label="$x_t$ on the way")
+    plane.scatter(*x_1.T, s=34, color=colours, linewidth=0, zorder=3)
+    for chord, colour in COLOURS.items():
+        plane.scatter([], [], s=34, color=colour, linewidth=0, label=f"$x_1$, {chord.name}")
     _plane(plane, "what the flow is taught")
-    plane.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=10, handletextpad=0, columnspacing=0.8)
-    loss_curve(curve, losses, "conditional flow matching loss")
-    curve.set_title("how it learns")
+    plane.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10, handletextpad=0)
+    mean = pd.Series(losses).rolling(max(1, len(losses) // 40), center=True, min_periods=1).mean()
+    curve.plot(losses, color=GREY, linewidth=0.6, alpha=0.6)
+    curve.plot(mean, color=INK, linewidth=2)
+    curve.annotate("each batch", (0.55 * len(losses), max(losses[len(losses) // 2 :])), color="#6b7780", va="bottom")
+    curve.annotate("running mean", (0.55 * len(losses), min(losses) - 0.03), color=INK, va="top")
+    curve.set(title="how it learns", xlabel="training step", ylabel="flow-matching loss", ylim=(0, None))
     return figure
 
 
-def _tails(axes: Axes, path: np.ndarray, colour: str, alpha: float = 0.35, width: float = 0.7) -> None:
+def field(surface: Land, places: Tensor, arrows: Mapping[float, Tensor]) -> Figure:
+    """The velocity field of one chord at some times: time → arrows [n, 2] at the places [n, 2]."""
+    figure, row = plt.subplots(1, len(arrows), figsize=(WIDTH, 3.1))
+    for axes, (t, velocity) in zip(row, arrows.items(), strict=True):
+        axes.set_facecolor(PALE)
+        axes.quiver(*places.T, *velocity.T, color=surface.colour, angles="xy", scale_units="xy", scale=6, width=0.007, zorder=3)
+        _minima(axes, surface.chord)
+        _plane(axes, f"$t = {t:g}$", left=axes is row[0])
+    return figure
+
+
+def _tails(axes: Axes, path: np.ndarray, colour: str) -> None:
     """Trajectories path [s, n, 2] as fine lines that gain colour along the way, in five pieces: quick to draw."""
     cuts = np.linspace(0, len(path) - 1, 6).astype(int)
     for piece, (start, stop) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
         lines = path[start : stop + 1].swapaxes(0, 1)
-        axes.add_collection(LineCollection(lines, colors=colour, alpha=alpha * (piece + 1) / 5, linewidths=width, zorder=2))
+        axes.add_collection(LineCollection(lines, colors=colour, alpha=0.07 * (piece + 1), linewidths=0.7, zorder=2))
 
 
-def streams(lands: Sequence[Land], paths: Sequence[Tensor]) -> Figure:
-    """Whole trajectories [s, n, 2], one plane a chord: noise in the middle, networks at the ends."""
-    figure, row = plt.subplots(1, len(lands), figsize=(WIDTH, 3.5))
-    for axes, surface, path in zip(row, lands, paths, strict=True):
-        _terrain(axes, surface)
-        _tails(axes, path.numpy(), surface.colour, alpha=0.6)
-        _dots(axes, path[0], GREY, 5)
-        _dots(axes, path[-1], surface.colour, 12)
-        _plane(axes, surface.chord.name)
-    return figure
-
-
-def moments(lands: Sequence[Land], paths: Sequence[Tensor], times: Sequence[float] = (0, 0.25, 0.5, 0.75, 1)) -> Figure:
-    """Small multiples: a row a chord, a column a time t, with the trajectories [s, n, 2] so far as fine lines."""
-    figure, grid = plt.subplots(len(lands), len(times), figsize=(WIDTH, 6.0))
-    for row, surface, path in zip(grid, lands, paths, strict=True):
+def moments(lands: Sequence[Land], paths: Sequence[Tensor], times: Sequence[float] = (0, 0.5, 0.75, 1)) -> Figure:
+    """A row a chord, a column a time: where trajectories [s, n, 2] are then; below, what the last chord's networks compute."""
+    figure, grid = plt.subplots(len(lands) + 1, len(times), figsize=(WIDTH, 8.4))
+    for row, surface, path in zip(grid, lands, paths, strict=False):
         for axes, t in zip(row, times, strict=True):
-            now = round(t * (len(path) - 1))
-            _terrain(axes, surface)
-            _tails(axes, path[: now + 1].numpy(), surface.colour)
-            _dots(axes, path[now], surface.colour, 8)
-            _plane(axes, f"$t = {t:g}$" if surface is lands[0] else "", labels=False)
-        row[0].set_ylabel(surface.chord.name)
+            axes.set_facecolor(PALE)
+            _minima(axes, surface.chord, 30)
+            _dots(axes, path[round(t * (len(path) - 1))], surface.colour, 13, alpha=1)
+            _plane(axes, f"$t = {t:g}$" if surface is lands[0] else "", left=t == 0, bottom=surface is lands[-1])
+        row[0].set_ylabel(f"{surface.chord.name}\nweight $w_2$")
+    for axes, t in zip(grid[-1], times, strict=True):
+        _curves(axes, surface.chord, surface.colour, path[round(t * (len(path) - 1)), :10])
+        axes.tick_params(labelleft=t == 0)
+    grid[-1, 0].set_ylabel(f"{surface.chord.name}\nheard")
     return figure
 
 
 def moment(surface: Land, path: Tensor, now: int) -> Figure:
-    """One instant `now` of trajectories [s, n, 2]: the plane, and the curves of forty of its networks."""
-    figure = free_figure(10, 4.2)  # solving for the layout would take longer than drawing, and the picture would jump
+    """One instant `now` of trajectories [s, n, 2]: the plane, and the curves of thirty of its networks."""
+    figure = free_figure(8.2, 3.6)  # solving for the layout would take longer than drawing, and the picture would jump
     margins = {"left": 0.07, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.22}
     plane, curves = figure.subplots(1, 2, width_ratios=(1, 1.25), gridspec_kw=margins)
-    colour, grid = surface.colour, np.linspace(0, 3, 100)
     _terrain(plane, surface)
-    _tails(plane, path[: now + 1].numpy(), colour)
-    _dots(plane, path[now], colour, 12)
-    _plane(plane, f"{surface.chord.name},  $t = {now / (len(path) - 1):.2f}$")
-    curves.plot(grid, predict(path[now, :40], Tensor(grid)).T, color=colour, linewidth=0.8, alpha=0.4)
-    curves.plot(grid, predict(surface.chord.weights, Tensor(grid))[0], color=INK, linewidth=2.5, label="the true chord")
-    curves.set(title="what the networks compute", xlabel="input $x$", ylabel="output", xlim=(0, 3), ylim=(-2.2, 2.2))
-    curves.legend(loc="lower left", fontsize=10)
+    _tails(plane, path[: now + 1, :30].numpy(), surface.colour)
+    _minima(plane, surface.chord)
+    _dots(plane, path[now], surface.colour, 12)
+    _plane(plane, f"{surface.chord.name}, $t = {now / (len(path) - 1):.2f}$")
+    _curves(curves, surface.chord, surface.colour, path[now, :30])
+    curves.set(title="what thirty networks compute; dark: the true chord", ylabel="heard, $\\cos w_1s+\\cos w_2s$")
     return figure
 
 
@@ -196,14 +206,14 @@ def moment_panel(lands: Sequence[Land], films: Mapping[tuple[int, int], Tensor])
     controls = {
         "chord": SelectionSlider(options=names, value=len(lands) - 1, description="chord", continuous_update=False),
         "seed": SelectionSlider(options=seeds, description="seed", continuous_update=False),
-        "now": IntSlider(4 * last // 5, 0, last, description=f"time / {last}", continuous_update=False),
+        "now": IntSlider(last, 0, last, description=f"time / {last}", continuous_update=False),
     }
-    return Panel(lambda chord, seed, now: moment(lands[chord], films[seed, chord], now), controls, width=800, height=336)
+    return Panel(lambda chord, seed, now: moment(lands[chord], films[seed, chord], now), controls, width=656, height=288)
 
 
-def folding(zoo: PlaneZoo) -> Figure:
-    """The zoo of [n, 2] on a sheet of paper that is folded three times; a dot keeps its first sheet's colour."""
-    w = zoo.weights.numpy()
+def folding(zoo: PlaneZoo, shown: int = 240) -> Figure:
+    """Some networks of a zoo on a sheet of paper that is folded three times; a dot keeps its first sheet's colour."""
+    w = zoo.weights[:shown].numpy()
     octant = ((np.arctan2(w[:, 1], w[:, 0]) + 2 * np.pi) // (np.pi / 4)).astype(int) % 8
     colours = np.array(PALETTE)[octant]
     half, quarter = np.stack([np.abs(w[:, 0]), w[:, 1]], 1), np.abs(w)
@@ -211,9 +221,10 @@ def folding(zoo: PlaneZoo) -> Figure:
     titles = ("the whole sheet", "fold at $w_1=0$", "fold at $w_2=0$", "fold at $w_1=w_2$")
     r = EXTENT
     papers = ([(-r, -r), (r, -r), (r, r), (-r, r)], [(0, -r), (r, -r), (r, r), (0, r)], [(0, 0), (r, 0), (r, r), (0, r)])
-    figure, row = plt.subplots(1, 4, figsize=(WIDTH, 2.9))
+    figure, row = plt.subplots(1, 4, figsize=(WIDTH, 2.8), width_ratios=(2, 1, 1.6, 1.6))
     for axes, points, title, paper in zip(row, stages, titles, (*papers, [(0, 0), (r, 0), (r, r)]), strict=True):
         axes.fill(*np.array(paper).T, color=PALE, linewidth=0)
-        axes.scatter(*points.T, s=5, c=colours, alpha=0.8, linewidth=0)
-        _plane(axes, title, labels=axes is row[0])
+        axes.scatter(*points.T, s=13, c=colours, linewidth=0.3, edgecolor="white")
+        _plane(axes, title)
+        axes.set(xlim=(paper[0][0] - 0.3, r), ylim=(paper[0][1] - 0.3, r), ylabel="weight $w_2$" if axes is row[0] else "")
     return figure

@@ -1,8 +1,9 @@
 """A network of two weights, so that its whole weight space is a plane that can be drawn.
 
-The network hums a chord of two notes, f(x; w) = cos(w_1 x) + cos(w_2 x): two hidden units with a periodic
-activation (Sitzmann et al. 2020, "Implicit neural representations with periodic activation functions"). Neither
-the sign of a weight nor the order of the two can be heard, so every function has eight copies in the plane.
+The network hums a chord of two notes, f(s; w) = cos(w_1 s) + cos(w_2 s), at the moments s: two hidden units with a
+periodic activation (Sitzmann et al. 2020, "Implicit neural representations with periodic activation functions"). Neither
+the sign of a weight nor the order of the two can be heard, so every function has eight copies in the plane. What is heard
+at s is called h here, for x is a flow's point. Notebook 00 writes these functions out and compares them.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flownlib.evaluation import distances
 from flownlib.weights import check_count
 
-NOISE = 0.5  # standard deviation of the noise on every observed y
+NOISE = 0.5  # standard deviation of the noise on every observed h
 POINTS = 24  # observations in one network's own training sample
 SUPPORT = 48  # observations in a support set
 FREQUENCIES = 8  # numbers in a context
-PRIOR = 0.5  # standard deviation of the noise a flow starts from, in units of the zoo's
+PRIOR = 1.25  # standard deviation of the noise a flow starts from
 EXTENT = 6.0  # the pictures show weights in [-EXTENT, EXTENT]
 
 
@@ -64,23 +64,23 @@ class PlaneZoo:
         return part[0], part[1]
 
 
-def predict(weights: Tensor, x: Tensor) -> Tensor:
-    """The networks' outputs [n, m] for weights [n, 2] at inputs x [m], shared, or [n, m], each network's own.
+def predict(weights: Tensor, s: Tensor) -> Tensor:
+    """The networks' outputs [n, m] for weights [n, 2] at moments s [m], shared, or [n, m], each network's own.
 
     Raises:
         ValueError: unless weights are [n, 2].
     """
     if weights.dim() != 2 or weights.shape[1] != 2:
         raise ValueError(f"a plane's networks have weights of shape [n, 2], not {list(weights.shape)}")
-    # f(x; w) = cos(w_1 x) + cos(w_2 x)
-    return torch.cos(weights[:, :1] * x) + torch.cos(weights[:, 1:] * x)
+    # f(s; w) = cos(w_1 s) + cos(w_2 s)
+    return torch.cos(weights[:, :1] * s) + torch.cos(weights[:, 1:] * s)
 
 
 def observe(weights: Tensor, points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy data of n chords [n, 2]: x [n, points] with x = |normal|, y = f(x; chord) + NOISE * normal."""
+    """Noisy recordings of n chords [n, 2]: s [n, points] with s = |normal|, h = f(s; chord) + NOISE * normal."""
     normal = torch.randn(2, len(weights), points, generator=generator)
-    x = normal[0].abs()
-    return x, predict(weights, x) + NOISE * normal[1]
+    s = normal[0].abs()
+    return s, predict(weights, s) + NOISE * normal[1]
 
 
 def chord_weights(task: Tensor, chords: Sequence[Chord] = CHORDS) -> Tensor:
@@ -88,7 +88,7 @@ def chord_weights(task: Tensor, chords: Sequence[Chord] = CHORDS) -> Tensor:
     return torch.cat([chord.weights for chord in chords])[task]
 
 
-def test_inputs(count: int = 256) -> Tensor:
+def test_moments(count: int = 256) -> Tensor:
     """Evenly spaced quantiles of |normal|, [count]: a test set with no randomness in it."""
     levels = (torch.arange(count) + 0.5) / count
     return torch.special.ndtri((1 + levels) / 2)
@@ -96,8 +96,8 @@ def test_inputs(count: int = 256) -> Tensor:
 
 def test_loss(weights: Tensor, chord: Chord) -> Tensor:
     """Mean squared distance [n] between the networks' curves and the true, noiseless one; 0 is perfect."""
-    x = test_inputs().to(weights)
-    return (predict(weights, x) - predict(chord.weights.to(weights), x)).square().mean(dim=1)
+    s = test_moments().to(weights)
+    return (predict(weights, s) - predict(chord.weights.to(weights), s)).square().mean(dim=1)
 
 
 def loss_surface(chord: Chord, resolution: int = 181, extent: float = EXTENT) -> tuple[Tensor, Tensor]:
@@ -120,23 +120,23 @@ def fold(weights: Tensor) -> Tensor:
     return weights.abs().sort(dim=-1, descending=True).values
 
 
-def train(weights: Tensor, x: Tensor, y: Tensor, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
-    """Train n networks [n, 2] at once with Adam, each on its own data x, y [n, m]; returns their weights [n, 2]."""
+def train(weights: Tensor, s: Tensor, h: Tensor, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
+    """Train n networks [n, 2] at once with Adam, each on its own recording s, h [n, m]; returns their weights [n, 2]."""
     check_count("the number of training steps", steps)
     weights = weights.clone().requires_grad_()
     optimizer = torch.optim.Adam([weights], learning_rate)
     for _ in range(steps):
         optimizer.zero_grad()
         # mean over a network's data, summed over networks: no network feels another's gradient
-        (predict(weights, x) - y).square().mean(dim=1).sum().backward()
+        (predict(weights, s) - h).square().mean(dim=1).sum().backward()
         optimizer.step()
     return weights.detach()
 
 
-def collect(networks: int, generator: torch.Generator, chords: Sequence[Chord] = CHORDS, steps: int = 300) -> PlaneZoo:
-    """Train `networks` for each chord, each from its own initial weights N(0, 4) and on its own noisy sample.
+def collect(networks: int, generator: torch.Generator, chords: Sequence[Chord] = CHORDS) -> PlaneZoo:
+    """Train `networks` for each chord, each from its own initial weights N(0, 4) and on its own noisy recording.
 
-    A network stays in the zoo if its loss on 500 fresh noisy observations is below 1.4 times the noise floor.
+    A network stays in the zoo if its loss on 500 fresh noisy moments is below 1.4 times the noise floor.
 
     Raises:
         ValueError: for fewer than ten networks a chord.
@@ -146,99 +146,27 @@ def collect(networks: int, generator: torch.Generator, chords: Sequence[Chord] =
     task = torch.randperm(networks * len(chords), generator=generator) % len(chords)
     truth = chord_weights(task, chords)
     initial = 2 * torch.randn(len(task), 2, generator=generator)
-    trained = train(initial, *observe(truth, POINTS, generator), steps)
-    x, y = observe(truth, 500, generator)
-    kept = (predict(trained, x) - y).square().mean(dim=1) < 1.4 * NOISE**2
+    trained = train(initial, *observe(truth, POINTS, generator))
+    s, h = observe(truth, 500, generator)
+    kept = (predict(trained, s) - h).square().mean(dim=1) < 1.4 * NOISE**2
     return PlaneZoo(trained[kept], task[kept], len(task))
 
 
-def context(x: Tensor, y: Tensor) -> Tensor:
-    """Summary [n, FREQUENCIES] of support sets x, y [n, m]; the order of the observations does not matter."""
-    k = torch.arange(FREQUENCIES).to(x)
-    # c_k = 1/m sum_i y_i cos(k x_i)
-    return (y[..., None] * torch.cos(x[..., None] * k)).mean(dim=1)
-
-
-def prior(count: int, generator: torch.Generator) -> Tensor:
-    """Starting points of the flow [count, 2], x_0 ~ N(0, PRIOR^2)."""
-    return PRIOR * torch.randn(count, 2, generator=generator)
+def context(s: Tensor, h: Tensor) -> Tensor:
+    """Summary [n, FREQUENCIES] of support sets s, h [n, m]; the order of the observations does not matter."""
+    k = torch.arange(FREQUENCIES).to(s)
+    # c_k = 1/m sum_i h_i cos(k s_i)
+    return (h[..., None] * torch.cos(s[..., None] * k)).mean(dim=1)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Draws x_0, x_1, y for a flow: x_0 from the prior, x_1 a network over `scale`, y a fresh support set's context."""
+    """Draws x_0, x_1, c for a flow: x_0 ~ N(0, PRIOR^2), x_1 a network of the zoo, c a fresh support set's context."""
 
     zoo: PlaneZoo
     chords: Sequence[Chord] = CHORDS
 
-    @property
-    def scale(self) -> float:
-        """One number for both weights, so that the plane's symmetry survives the scaling."""
-        return float(self.zoo.weights.square().mean().sqrt())
-
     def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         rows = torch.randint(len(self.zoo.task), (count,), generator=generator)
         support = observe(chord_weights(self.zoo.task[rows], self.chords), SUPPORT, generator)
-        return prior(count, generator), self.zoo.weights[rows] / self.scale, context(*support)
-
-
-def retrieve(zoo: PlaneZoo, x: Tensor, y: Tensor) -> Tensor:
-    """Baseline: the networks [k, 2] of the task whose networks fit one support set x, y [m] best on average."""
-    losses = (predict(zoo.weights, x) - y).square().mean(dim=1)
-    return zoo.of(min(zoo.task.unique().tolist(), key=lambda task: float(losses[zoo.task == task].mean())))
-
-
-def train_on_support(x: Tensor, y: Tensor, generator: torch.Generator, starts: int = 64) -> Tensor:
-    """Rival: for each support set x, y [s, m] the network with the least loss on it after `starts` trainings, [s, 2]."""
-    x, y = x.repeat_interleave(starts, dim=0), y.repeat_interleave(starts, dim=0)
-    trained = train(2 * torch.randn(len(x), 2, generator=generator), x, y)
-    best = (predict(trained, x) - y).square().mean(dim=1).reshape(-1, starts).argmin(dim=1)
-    return trained.reshape(-1, starts, 2)[torch.arange(len(best)), best]
-
-
-def noisy(zoo: Tensor, count: int, generator: torch.Generator, scale: float = 0.1) -> Tensor:
-    """Baseline: `count` training networks plus normal noise of `scale` times the zoo's standard deviation, [count, 2]."""
-    rows = torch.randint(len(zoo), (count,), generator=generator)
-    return zoo[rows] + scale * zoo.std(dim=0) * torch.randn(count, 2, generator=generator)
-
-
-def gaussian(zoo: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Baseline: `count` draws from the normal distribution with the zoo's mean and covariance, [count, 2]."""
-    root = torch.linalg.cholesky(zoo.T.cov() + 1e-6 * torch.eye(2))
-    return zoo.mean(dim=0) + torch.randn(count, 2, generator=generator) @ root.T
-
-
-def average(zoo: Tensor, count: int, generator: torch.Generator, parents: int = 10) -> Tensor:
-    """Baseline: `count` averages of `parents` networks drawn at random, [count, 2]."""
-    rows = torch.randint(len(zoo), (count, parents), generator=generator)
-    return zoo[rows].mean(dim=1)
-
-
-def spread(weights: Tensor, zoo: Tensor) -> float:
-    """The samples' root mean squared distance from their own mean, over the zoo's; 1 is the zoo's."""
-    return float((weights - weights.mean(dim=0)).square().mean().sqrt() / (zoo - zoo.mean(dim=0)).square().mean().sqrt())
-
-
-def nearest(weights: Tensor, training: Tensor) -> Tensor:
-    """Distance [n] to the nearest training network."""
-    return distances(weights, training).amin(dim=1)
-
-
-def nearest_training_distance(weights: Tensor, training: Tensor, held_out: Tensor) -> float:
-    """Mean distance to the nearest training network, over the held-out networks'; 0 is a copy, 1 is as new as they."""
-    return float(nearest(weights, training).mean() / nearest(held_out, training).mean())
-
-
-def barrier(zoo: Tensor, chord: Chord) -> tuple[float, float]:
-    """Mean test loss of the means of disjoint pairs of networks [n, 2], and of those networks themselves."""
-    first, second = zoo[: len(zoo) // 2], zoo[len(zoo) // 2 : len(zoo) // 2 * 2]
-    return float(test_loss((first + second) / 2, chord).mean()), float(test_loss(torch.cat([first, second]), chord).mean())
-
-
-def score(weights: Tensor, training: Tensor, held_out: Tensor, chord: Chord) -> dict[str, float]:
-    """What a table says of a method's networks [n, 2] for one chord, by the name of the quantity."""
-    return {
-        "test_loss_mean": float(test_loss(weights, chord).mean()),
-        "spread": spread(weights, held_out),
-        "nearest_training_distance": nearest_training_distance(weights, training, held_out),
-    }
+        return PRIOR * torch.randn(count, 2, generator=generator), self.zoo.weights[rows], context(*support)

@@ -95,7 +95,7 @@ class Profile:
     plane_networks: int = setting(
         400, "trained for each task", 10, 100_000_000, chapter="the plane of two weights (notebook 00)"
     )
-    plane_flow_steps: int = setting(1500, "on the whole plane, a third of it on the folded one", 3, 100_000_000)
+    plane_flow_steps: int = setting(2500, "on the whole plane, a third of it on the folded one", 3, 100_000_000)
     plane_repeats: int = setting(4, "seeds that are run live", 2, 10_000)
 
     own_runs: int = setting(96, "fine-tuned networks", 4, 1_000_000, chapter="your own zoo (notebook 07)")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from flownlib.plots.style import BLUE, GREY, INK, PALE, PALETTE, bare, colour_of, filter_rows, glyphs, name_of
+from flownlib.plots.style import BLUE, GREY, PALE, PALETTE, bare, colour_of, glyphs, name_of
 from flownlib.scoring import Task
 from flownlib.statistics import mean_interval
 
@@ -193,22 +193,6 @@ def strokes(ax: Axes, table: pd.DataFrame, x: str, y: str, hue: str, palette: Ma
     sns.stripplot(table, x=x, y=y, hue=hue, palette=palette, ax=ax, **style)
 
 
-def accuracy_by_task(table: pd.DataFrame, highlight: Sequence[str]) -> Figure:
-    """One stroke a network, tasks from hard to easy, and a diamond at each task's mean; highlighted tasks are coloured."""
-    groups = np.where(table["task"].isin(highlight), "in distribution", "held out")
-    table = table.assign(task=table["task"].map(name_of), networks=groups)
-    means = table.groupby("task")["test_accuracy"].mean().sort_values()
-    fig, ax = plt.subplots(figsize=(8.5, 0.36 * len(means) + 1))
-    palette = {"in distribution": PALETTE[0], "held out": PALETTE[1]}
-    strokes(ax, table, "test_accuracy", "task", "networks", palette, order=means.index)
-    ax.scatter(means, range(len(means)), marker="D", s=30, color=INK, zorder=3, label="mean")
-    ax.set(xlabel="test accuracy", ylabel="")
-    ax.grid(axis="y")
-    ax.set_ylim(len(means) - 0.5, -0.5)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    return fig
-
-
 def before_after(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Figure:
     """Each network's accuracy before and after something was done to it, one panel a setting; the diagonal means no change."""
     fig, axes = plt.subplots(1, len(before), figsize=(3.3 * len(before), 3.3), sharex=True, sharey=True, squeeze=False)
@@ -236,14 +220,6 @@ def task_images(tasks: Mapping[str, Task], per_class: int = 2) -> Figure:
         return torch.cat([task.train.x[task.train.y == label][:per_class, 0] for label in range(task.num_classes)])
 
     return image_rows({name: first(task) for name, task in tasks.items()})
-
-
-def filters(weights: Tensor, names: Sequence[str]) -> Figure:
-    """First-layer filters [m, f, k, k] of m networks, one row each, on a common colour scale."""
-    m, count = weights.shape[:2]
-    fig, ax = plt.subplots(figsize=(0.72 * count + 2.2, 0.72 * m))
-    fig.colorbar(filter_rows(ax, weights, tuple(names)), ax=ax, label="weight", shrink=0.6)
-    return fig
 
 
 def matrices(shown: Mapping[str, Tensor], xlabel: str = "", ylabel: str = "", **style: object) -> Figure:
