@@ -144,7 +144,9 @@ def test_settings_that_do_not_go_together(smaller: str, larger: str, times: int,
     high = profiles.load("smoke", others).amount(larger)
     most = (high - left) // times
     assert getattr(profiles.load("smoke", others | {smaller: most}), smaller) == most
-    with pytest.raises(ValueError, match=f"setting {smaller!r} may be at most {most} where {larger!r} is {high}, not {most + 1}"):
+    with pytest.raises(
+        ValueError, match=f"setting {smaller!r} may be at most {most} where {larger!r} is {high}, not {most + 1}"
+    ):
         profiles.load("smoke", others | {smaller: most + 1})
 
 

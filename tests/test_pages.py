@@ -10,8 +10,8 @@ import nbformat
 import prose
 import pytest
 
-from flownlib.harness import notebooks
 from figures import diagrams
+from flownlib.harness import notebooks
 from flownlib.plots import style
 
 ROOT = prose.ROOT
