@@ -34,7 +34,7 @@ class Profile:
     """Flat settings, each with its range; the defaults are the tutorial's."""
 
     profile: str = "tutorial"
-    device: str = setting("auto", "where tensors are; auto takes a GPU that is there", choices=DEVICES, chapter="machine")
+    device: str = setting("cpu", "where tensors are; auto takes a GPU that is there", choices=DEVICES, chapter="machine")
     images_train: int = setting(2000, "training images of each alphabet", 70, 1_000_000, chapter="tasks")
     images_validation: int = setting(1000, "images to choose by", 10, 1_000_000)
     images_test: int = setting(5000, "images to report on", 10, 1_000_000)
