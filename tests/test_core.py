@@ -116,7 +116,7 @@ def test_clusters_count_once_and_proportions_stay_in_range():
 
 def test_profiles_refuse_unknown_names_and_wrong_types(monkeypatch):
     monkeypatch.delenv("FLOWN_PROFILE", raising=False)
-    assert profiles.load("smoke", {"epochs": 2}).epochs == 2
+    assert profiles.load("smoke", {"epochs": 3}).epochs == 3
     assert profiles.load("smoke", {"learning_rate": 1}).learning_rate == 1.0
     for profile, overrides, message in [
         ("huge", {}, "there is no profile 'huge'"),

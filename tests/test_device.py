@@ -353,7 +353,7 @@ def pictures(world: World) -> Found:
     drawn = (
         latent_map.survey(space, model, weights, ["one"] * 8, {"one": task}, stops=3, images=12),
         recorder("one", "Gaussian", 1.0, "euler", 2),
-        zoo_browser.browse(model, weights[:2], weights[2:4], split, stops=3),
+        zoo_browser.browse(model, weights[:2], weights[2:4], split, "0123456789", stops=3),
     )
     values = [value for found in drawn for value in vars(found).values() if isinstance(value, Tensor)]
     assert not any(isinstance(value, Elsewhere) or value.is_cuda for value in values)
@@ -455,7 +455,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_runs() -> None:
 def test_the_chapters_door_moves_everything_and_the_cache_is_shared(monkeypatch) -> None:
     monkeypatch.setenv("FLOWN_BACKEND", "torch")
     monkeypatch.setattr(devices, "is_there", lambda kind: kind != "mps")
-    few = {"zoo_tasks": 1, "networks_per_task": 4, "held_out_per_task": 2, "epochs": 1, "vae_steps": 3, "context_steps": 2}
+    few = {"epochs": 3, "vae_steps": 3, "context_steps": 2}
     smoke = profiles.PROFILES["smoke"].changed(**few)
 
     def door(device: str) -> dict[str, Tensor]:

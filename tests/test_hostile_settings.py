@@ -274,10 +274,10 @@ def test_what_a_notebook_begins_with(found: tuple[str, Any], injected: bool) -> 
 
 
 def test_what_a_notebook_may_begin_with() -> None:
-    injected = '# Parameters\nseed = "3"\nepochs = "2"\noverrides = "{}"\n'
-    namespace = {"profile": "smoke", "seed": "3", "overrides": '{"vae_steps": 7}', "folder": "", "epochs": "2"}
+    injected = '# Parameters\nseed = "3"\nepochs = "3"\noverrides = "{}"\n'
+    namespace = {"profile": "smoke", "seed": "3", "overrides": '{"vae_steps": 7}', "folder": "", "epochs": "3"}
     settings = start.begin(namespace | {"In": ["", PARAMETERS, injected]})
-    assert (settings.epochs, settings.vae_steps) == (2, 7)
+    assert (settings.epochs, settings.vae_steps) == (3, 7)
     edited = {"profile": "smoke", "seed": 5, "overrides": {}, "In": ["", "seed = 5", "%matplotlib inline"]}
     assert start.begin(edited).profile == "smoke", "a person may have rewritten the cell"
     with pytest.raises(ValueError, match="run the parameters cell first: there is no profile yet"):
@@ -289,7 +289,7 @@ def test_what_a_notebook_may_begin_with() -> None:
     [
         ({"seed": "one"}, "ValueError: parameter 'seed' takes a whole number from 0 to 1,000,000,000, not 'one'"),
         ({"epoch": 3}, "ValueError: this notebook has no parameter 'epoch'; it takes profile, seed, overrides, folder; "),
-        ({"seed": "3", "epochs": "2", "folder": "runs"}, None),
+        ({"seed": "3", "epochs": "3", "folder": "runs"}, None),
     ],
 )
 def test_papermill_itself(path: Path, tmp_path: Path, given: dict, said: str | None) -> None:
@@ -302,7 +302,7 @@ def test_papermill_itself(path: Path, tmp_path: Path, given: dict, said: str | N
     else:
         papermill.execute_notebook(path, copy, given, **options)
         (output,) = nbformat.read(copy, 4).cells[-1].outputs
-        assert output.text == f"2 3 {tmp_path / 'runs'}\n"
+        assert output.text == f"3 3 {tmp_path / 'runs'}\n"
 
 
 # zoo.json

@@ -218,13 +218,13 @@ def test_the_examples_folder_is_what_it_says(smoke, tmp_path, monkeypatch):
     example = c07_own.EXAMPLES["norms_head"]
     folder = c07_own.folder_of_runs(settings, 0, example)
     base = shared_resnet.base_checkpoint(settings, 0, example)
-    assert len(list(folder.rglob("*.safetensors"))) == 6 and len(list(folder.rglob("*.pt"))) == 6
+    assert len(list(folder.rglob("*.safetensors"))) == 12 and len(list(folder.rglob("*.pt"))) == 9
     made = c07_own.setup(settings, 0, example)
-    assert made.zoo.train.layout.size == 7178 and len(made.zoo.train) == len(made.zoo.held_out) == 2
+    assert made.zoo.train.layout.size == 7178 and (len(made.zoo.train), len(made.zoo.held_out)) == (4, 3)
     assert {n: t.shape for n, t in load_file(base).items()} == {
         n: t.shape for n, t in shared_resnet.resnet().state_dict().items()
     }
-    assert made.task.train.x.shape == (50, 1024, 1, 1) and shared_resnet.colour_task("greek", settings).train.x.shape[1:] == (
+    assert made.task.train.x.shape == (300, 1024, 1, 1) and shared_resnet.colour_task("greek", settings).train.x.shape[1:] == (
         3,
         32,
         32,

@@ -104,8 +104,8 @@ def test_a_file_that_is_no_notebook_is_refused(tmp_path, capsys) -> None:
 
 def test_values_are_converted_to_the_annotated_type(tmp_path) -> None:
     path = notebook(tmp_path / "10_fine.ipynb")
-    job = notebooks.prepare(path, "smoke", {"seed": "3", "rate": "1", "epochs": "2", "learning_rate": "1"})
-    overrides = {"epochs": 2, "learning_rate": 1.0}
+    job = notebooks.prepare(path, "smoke", {"seed": "3", "rate": "1", "epochs": "3", "learning_rate": "1"})
+    overrides = {"epochs": 3, "learning_rate": 1.0}
     assert job.parameters == {"profile": "smoke", "seed": 3, "rate": 1.0, "overrides": overrides}
     assert isinstance(job.parameters["rate"], float)
     assert notebooks.prepare(path, "tutorial", {}).parameters == {}, "defaults are not injected"
@@ -123,14 +123,14 @@ def test_all_notebooks_are_attempted_and_the_run_is_red_once(tmp_path, capsys) -
         ),
     ]
     out = tmp_path / "out"
-    arguments = ["--profile", "smoke", "-p", "seed=7", "-p", "epochs=2", "--timeout", "5", "--output", str(out)]
+    arguments = ["--profile", "smoke", "-p", "seed=7", "-p", "epochs=3", "--timeout", "5", "--output", str(out)]
     assert command_line.main(["run", *map(str, paths), *arguments]) == 1
     said = capsys.readouterr()
     assert "10_bad failed in code cell 3 (`raise KeyError('the reason')`): KeyError: 'the reason'" in said.err
     assert "11_slow failed in code cell 2 (`import time; time.sleep(60)`): it ran longer than 5 s" in said.err
     assert re.search(r"python -m flownlib run \S*11_slow\.ipynb --timeout 10 ", said.err), "what to do about it"
     assert "✓ 12_good" in said.out and re.search(r"^in all +\d+\.\d +\d+\.\d GiB", said.out, re.MULTILINE)
-    assert texts(out / "12_good.ipynb") == f"smoke 7 {{'epochs': 2}}\n{out / 'figures'}\n"
+    assert texts(out / "12_good.ipynb") == f"smoke 7 {{'epochs': 3}}\n{out / 'figures'}\n"
     assert all(cell.execution_count is None for cell in nbformat.read(paths[2], 4).cells), "the source stays as it was"
 
 

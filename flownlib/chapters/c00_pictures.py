@@ -11,7 +11,7 @@ import pandas as pd
 from ipywidgets import IntSlider, SelectionSlider
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from flownlib.plots.style import GREEN, GREY, INK, PALE, PALETTE, PINK, VIOLET, 
 
 COLOURS = dict(zip(CHORDS, (GREEN, PINK, VIOLET), strict=True))
 LAND = LinearSegmentedColormap.from_list("land", ["#FFFFFF", "#F1F4F8", "#DCE3EC", "#BFCBDA", "#A3B3C8"])
-WIDTH = 8.2  # of a figure, in inches
+WIDTH = 7.4  # of a figure, in inches
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _plane(axes: Axes, title: str = "", left: bool = True, bottom: bool = True) 
 
 def _terrain(axes: Axes, surface: Land) -> plt.cm.ScalarMappable:
     # the square root spreads the levels of the valleys, which are what we look at
-    levels = np.arange(0, 2, 0.2)
+    levels = np.arange(0, 2, 0.3)
     return axes.contourf(surface.axis, surface.axis, np.sqrt(surface.loss), levels, cmap=LAND, extend="max", zorder=1)
 
 
@@ -70,8 +70,8 @@ def _dots(axes: Axes, points: Tensor, colour: str, size: float = 7, alpha: float
 
 def _curves(axes: Axes, chord: Chord, colour: str, networks: Tensor) -> None:
     """What networks [n, 2] compute, as fine lines, and the true chord."""
-    grid = np.linspace(0, 3, 60)
-    axes.plot(grid, predict(networks, Tensor(grid)).T, color=colour, linewidth=0.8, alpha=0.4)
+    grid, pale = np.linspace(0, 3, 60), 0.5 + 0.5 * np.array(to_rgb(colour))  # no transparency: a picture of half the size
+    axes.plot(grid, predict(networks, Tensor(grid)).T, color=pale, linewidth=0.8)
     axes.plot(grid, predict(chord.weights, Tensor(grid))[0], color=INK, linewidth=2)
     axes.set(xlim=(0, 3), ylim=(-2.3, 2.3), xticks=(0, 1, 2, 3), yticks=(-2, 0, 2), xlabel="moment $s$")
 
@@ -165,7 +165,7 @@ def _tails(axes: Axes, path: np.ndarray, colour: str) -> None:
 
 def moments(lands: Sequence[Land], paths: Sequence[Tensor], times: Sequence[float] = (0, 0.5, 0.75, 1)) -> Figure:
     """A row a chord, a column a time: where trajectories [s, n, 2] are then; below, what the last chord's networks compute."""
-    figure, grid = plt.subplots(len(lands) + 1, len(times), figsize=(WIDTH, 8.4))
+    figure, grid = plt.subplots(len(lands) + 1, len(times), figsize=(WIDTH, 7.8))
     for row, surface, path in zip(grid, lands, paths, strict=False):
         for axes, t in zip(row, times, strict=True):
             axes.set_facecolor(PALE)
@@ -174,24 +174,24 @@ def moments(lands: Sequence[Land], paths: Sequence[Tensor], times: Sequence[floa
             _plane(axes, f"$t = {t:g}$" if surface is lands[0] else "", left=t == 0, bottom=surface is lands[-1])
         row[0].set_ylabel(f"{surface.chord.name}\nweight $w_2$")
     for axes, t in zip(grid[-1], times, strict=True):
-        _curves(axes, surface.chord, surface.colour, path[round(t * (len(path) - 1)), :10])
+        _curves(axes, surface.chord, surface.colour, path[round(t * (len(path) - 1)), :6])
         axes.tick_params(labelleft=t == 0)
     grid[-1, 0].set_ylabel(f"{surface.chord.name}\nheard")
     return figure
 
 
 def moment(surface: Land, path: Tensor, now: int) -> Figure:
-    """One instant `now` of trajectories [s, n, 2]: the plane, and the curves of thirty of its networks."""
-    figure = free_figure(8.2, 3.6)  # solving for the layout would take longer than drawing, and the picture would jump
-    margins = {"left": 0.07, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.22}
+    """One instant `now` of trajectories [s, n, 2]: the plane, and the curves of sixteen of its networks."""
+    figure = free_figure(WIDTH, 3.4)  # solving for the layout would take longer than drawing, and the picture would jump
+    margins = {"left": 0.08, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.22}
     plane, curves = figure.subplots(1, 2, width_ratios=(1, 1.25), gridspec_kw=margins)
     _terrain(plane, surface)
     _tails(plane, path[: now + 1, :30].numpy(), surface.colour)
     _minima(plane, surface.chord)
     _dots(plane, path[now], surface.colour, 12)
     _plane(plane, f"{surface.chord.name}, $t = {now / (len(path) - 1):.2f}$")
-    _curves(curves, surface.chord, surface.colour, path[now, :30])
-    curves.set(title="what thirty networks compute; dark: the true chord", ylabel="heard, $\\cos w_1s+\\cos w_2s$")
+    _curves(curves, surface.chord, surface.colour, path[now, :16])
+    curves.set(title="sixteen networks' curves; dark: the true chord", ylabel="heard, $\\cos w_1s+\\cos w_2s$")
     return figure
 
 
@@ -208,7 +208,7 @@ def moment_panel(lands: Sequence[Land], films: Mapping[tuple[int, int], Tensor])
         "seed": SelectionSlider(options=seeds, description="seed", continuous_update=False),
         "now": IntSlider(last, 0, last, description=f"time / {last}", continuous_update=False),
     }
-    return Panel(lambda chord, seed, now: moment(lands[chord], films[seed, chord], now), controls, width=656, height=288)
+    return Panel(lambda chord, seed, now: moment(lands[chord], films[seed, chord], now), controls, width=592, height=272)
 
 
 def folding(zoo: PlaneZoo, shown: int = 240) -> Figure:

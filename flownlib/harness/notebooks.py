@@ -24,7 +24,7 @@ STUDIES = "studies"  # the folder of notebooks that are run over several seeds
 FOLDER = "folder"  # the parameter that names one
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 PICTURE = "image/png"
-PALETTES, MOST = (128, 64, 32), 490_000  # colours of a notebook's pictures: fewer if its file would be larger than this
+PALETTES, MOST = (128, 64, 48, 32), 490_000  # colours of a notebook's pictures: fewer if its file would be larger than this
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 

@@ -35,7 +35,7 @@ def two_dimensions(
         pairs: x_0 [n, 2], x_1 [n, 2] and the tasks of these. free, asked: trajectories without, with a context.
         field: points x_t [m, 2] at t = 1/2 and the velocity [m, 2] there, without a context. title: of the last panel.
     """
-    fig, axes = plt.subplots(1, 3, figsize=(12, 4.3), sharex=True, sharey=True)
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), sharex=True, sharey=True)
     x_0, x_1, tasks = pairs
     colours = dict(zip(dict.fromkeys(tasks), PALETTE, strict=False))
     segments = torch.stack([x_0, x_1], dim=1).cpu().numpy()
