@@ -165,8 +165,11 @@ class Symmetries:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite: one pass over the memory, and no copy of it."""
-    return not x.numel() or bool(torch.stack(x.aminmax()).isfinite().all())
+    """Whether no number is NaN or infinite: one pass over the memory, and no copy of it.
+
+    A finite sum has finite terms; only where it is none, for it may overflow, the extremes are looked at.
+    """
+    return bool(x.sum().isfinite()) or bool(torch.stack(x.aminmax()).isfinite().all())
 
 
 def check_count(what: str, count: int) -> None:

@@ -196,7 +196,7 @@ def test_the_last_checkpoint_of_each_run_is_kept_and_too_few_runs_are_refused(ta
 
 def test_the_examples_folder_is_what_it_says(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWN_CACHE", str(tmp_path))
-    settings = replace(smoke, images_train=50, images_validation=50, own_images_test=50, own_runs=4, own_held_out=2)
+    settings = replace(smoke, images_train=300, images_validation=50, own_images_test=50, own_runs=7, own_held_out=3)
     example = c07_own.EXAMPLES["norms_head"]
     folder = c07_own.folder_of_runs(settings, 0, example)
     base = shared_resnet.base_checkpoint(settings, 0, example)

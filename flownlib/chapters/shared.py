@@ -14,7 +14,7 @@ from torch import Tensor
 from flownlib.context import set_mean_context
 from flownlib.encoders import Encoder, WeightSpace
 from flownlib.evaluation import ReferenceSet
-from flownlib.extensions import graph_encoder, linear_vae, weight_tokens  # noqa: F401 (they register their architectures)  # noqa: F401 (they register their architectures)
+from flownlib.extensions import graph_encoder, linear_vae, weight_tokens  # noqa: F401 (they register their architectures)
 from flownlib.extensions.backbone import Backbone, PCAFeatures, TorchvisionFeatures, torchvision_features, train_backbone
 from flownlib.extensions.pca import PCA
 from flownlib.generators import FlowGenerator, FlowTraining
@@ -47,11 +47,12 @@ def zoo_tasks(settings: Profile) -> dict[str, Task]:
 
 
 def zoo_settings(settings: Profile, seed: int, kind: str = "independent", **changes) -> ZooSettings:
-    """The main zoo's settings, with some of them changed."""
+    """The main zoo's settings, with some of them changed; a single run has no more checkpoints than steps."""
     training = Training(settings.epochs, settings.batch_size, settings.learning_rate)
+    most = training.steps(settings.images_train) if kind == "one_run" else settings.networks_per_task
     values = {
         "tasks": IN_DISTRIBUTION[: settings.zoo_tasks],
-        "networks": settings.networks_per_task,
+        "networks": min(most, settings.networks_per_task),
         "kind": kind,
         "sizes": split_sizes(settings),
         "training": training,

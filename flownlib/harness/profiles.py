@@ -14,13 +14,16 @@ from flownlib.harness.memory import profile_memory, require_memory
 from flownlib.harness.settings import check_fields, from_environment, rules, setting, shown
 
 ENCODERS = ("vae", "pca", "weights")
+STEPS = "epochs × images_train / batch_size"  # of the training of a network; a zoo of one run has no more checkpoints
 # (smaller, larger, a, b): a times the smaller setting and b more are at most the larger one
 RELATIONS = (
-    ("batch_size", "images_train", 1, 0),
-    ("support_per_class", "images_train", 10, 0),
-    ("held_out_per_task", "networks_per_task", 1, 2),
-    ("own_held_out", "own_runs", 1, 2),
-    ("frontier_held_out", "frontier_networks", 1, 2),
+    ("batch_size", "images_train", 5, 0),  # in a varied zoo some networks see a fifth of the images
+    ("batch_size", "lora_images", 1, 0),
+    ("support_per_class", "images_train", 20, 50),  # splits are random: the rarest class may be half as frequent
+    ("held_out_per_task", "networks_per_task", 1, 4),
+    ("held_out_per_task", STEPS, 1, 4),
+    ("own_held_out", "own_runs", 1, 4),
+    ("frontier_held_out", "frontier_networks", 1, 4),
     ("fewshot_backbone_classes", "fewshot_classes", 1, 1),
 )
 
@@ -30,13 +33,13 @@ class Profile:
     """Flat settings, each with its range; the defaults are the tutorial's."""
 
     profile: str = "tutorial"
-    images_train: int = setting(2000, "training images of each alphabet", 50, 1_000_000, chapter="tasks")
+    images_train: int = setting(2000, "training images of each alphabet", 70, 1_000_000, chapter="tasks")
     images_validation: int = setting(1000, "images to choose by", 10, 1_000_000)
     images_test: int = setting(5000, "images to report on", 10, 1_000_000)
 
     zoo_tasks: int = setting(4, "of the eight alphabets in distribution", 1, 8, chapter="zoo collection (notebook 01)")
-    networks_per_task: int = setting(80, "trained for each alphabet", 4, 10_000_000)
-    held_out_per_task: int = setting(16, "of those, kept away from every generator", 2, 1_000_000)
+    networks_per_task: int = setting(80, "trained for each alphabet", 16, 10_000_000)
+    held_out_per_task: int = setting(16, "of those, kept away from every generator", 12, 1_000_000)
     survey_networks: int = setting(8, "networks for each of the other alphabets", 2, 1_000_000)
     epochs: int = setting(15, "passes over the training images", 1, 100_000)
     batch_size: int = setting(50, "images of a training step", 1, 1_000_000)
@@ -55,7 +58,7 @@ class Profile:
 
     encoder: str = setting("vae", "whose latents the flow lives in", choices=ENCODERS, chapter="flow (notebook 03)")
     flow_width: int = setting(256, "units of a hidden layer", 2, 1_000_000)
-    flow_steps: int = setting(800, "training steps", 1, 100_000_000)
+    flow_steps: int = setting(800, "training steps", 2, 100_000_000)
     flow_batch: int = setting(128, "latents of a training step", 4, 10_000_000)
     neuron_width: int = setting(64, "of the transformer over neurons", 4, 100_000, multiple=4)
     support_per_class: int = setting(5, "images of a class that describe a task", 1, 100_000)
@@ -63,7 +66,7 @@ class Profile:
     context_every: int = setting(2, "of the characters that the frozen image encoder may learn from", 1, 100)
     context_images: int = setting(60, "for each of them", 2, 1_000_000)
     context_steps: int = setting(400, "training steps of the frozen image encoder", 1, 100_000_000)
-    samples_per_task: int = setting(64, "networks generated for each task", 4, 1_000_000)
+    samples_per_task: int = setting(64, "networks generated for each task", 6, 1_000_000)
 
     ood_classes: int = setting(
         1000, "training characters at most; there are fewer", 20, 100_000, chapter="networks for unseen alphabets (notebook 04)"
@@ -75,9 +78,9 @@ class Profile:
     ood_task_epochs: int = setting(5, "passes over the images of each", 1, 100_000)
     ood_flow_steps: int = setting(800, "training steps of the flow that imitates", 3, 100_000_000)
     ood_query_steps: int = setting(1200, "training steps on images outside the support", 1, 100_000_000)
-    ood_draws: int = setting(8, "support sets for each held-out alphabet", 1, 100_000)
+    ood_draws: int = setting(8, "support sets for each held-out alphabet", 2, 100_000)
     ood_validation_episodes: int = setting(24, "to choose by", 2, 1_000_000)
-    ood_test_images: int = setting(60, "for each class", 1, 100_000)
+    ood_test_images: int = setting(60, "for each class", 1, 90)  # of the real digits there are no more
     ood_reward_steps: int = setting(40, "steps that follow a reward", 1, 100_000_000)
 
     fewshot_classes: int = setting(
@@ -93,13 +96,13 @@ class Profile:
     fewshot_episodes: int = setting(400, "for each domain", 2, 1_000_000)
 
     plane_networks: int = setting(
-        400, "trained for each task", 10, 100_000_000, chapter="the plane of two weights (notebook 00)"
+        400, "trained for each task", 40, 100_000_000, chapter="the plane of two weights (notebook 00)"
     )
     plane_flow_steps: int = setting(1500, "on the whole plane, a third of it on the folded one", 3, 100_000_000)
     plane_repeats: int = setting(4, "seeds that are run live", 2, 10_000)
 
-    own_runs: int = setting(96, "fine-tuned networks", 4, 1_000_000, chapter="your own zoo (notebook 07)")
-    own_held_out: int = setting(32, "of those, kept away from every generator", 2, 1_000_000)
+    own_runs: int = setting(96, "fine-tuned networks", 7, 1_000_000, chapter="your own zoo (notebook 07)")
+    own_held_out: int = setting(32, "of those, kept away from every generator", 3, 1_000_000)
     own_epochs: int = setting(5, "of fine-tuning", 1, 100_000)
     own_pretraining: int = setting(3, "epochs of the whole network", 1, 100_000)
     own_images_test: int = setting(2000, "images to report on", 10, 1_000_000)
@@ -107,7 +110,7 @@ class Profile:
     lora_base_steps: int = setting(
         1500, "pre-training steps of the base network", 1, 100_000_000, chapter="low-rank adaptation (study lora)"
     )
-    lora_images: int = setting(2000, "training images of each alphabet", 20, 1_000_000)
+    lora_images: int = setting(2000, "training images of each alphabet", 100, 1_000_000)
     lora_validation_images: int = setting(500, "images to choose by", 10, 1_000_000)
     lora_test_images: int = setting(2000, "images to report on", 10, 1_000_000)
     lora_epochs: int = setting(10, "passes over the training images", 1, 100_000)
@@ -115,7 +118,7 @@ class Profile:
     frontier_tasks: int = setting(
         3, "of the eight alphabets in distribution", 1, 8, chapter="accuracy with diversity (study frontier)"
     )
-    frontier_networks: int = setting(320, "for each task", 4, 10_000_000)
+    frontier_networks: int = setting(320, "for each task", 6, 10_000_000)
     frontier_held_out: int = setting(64, "of those, kept away from every generator", 2, 1_000_000)
     frontier_images: int = setting(300, "on which activations are matched", 2, 1_000_000)
     frontier_corrector_steps: int = setting(300, "training steps of the corrector", 1, 100_000_000)
@@ -126,10 +129,14 @@ class Profile:
         """Refuse values out of range, and values that do not go together."""
         check_fields(self)
         for smaller, larger, times, left in RELATIONS:
-            low, high = getattr(self, smaller), getattr(self, larger)
+            low, high = getattr(self, smaller), self.amount(larger)
             if times * low + left > high:
                 most = max(0, (high - left) // times)
                 raise ValueError(f"setting {smaller!r} may be at most {most} where {larger!r} is {high}, not {low}")
+
+    def amount(self, name: str) -> int:
+        """A setting's value, or the `STEPS` that follow from some of them."""
+        return self.epochs * (self.images_train // self.batch_size) if name == STEPS else getattr(self, name)
 
     def changed(self, **changes: Any) -> Profile:
         """These settings with some of them replaced."""

@@ -95,7 +95,8 @@ def private_sockets() -> Iterator[Config]:
 
     With TCP, two runs started at the same time can be given the same free ports, and wait for each other for ever.
     """
-    with tempfile.TemporaryDirectory(prefix="flown-") as folder:
+    with partial_folder(Path(tempfile.gettempdir())) as folder:
+        folder.chmod(0o700)  # whoever can reach a kernel can run code in it
         yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 

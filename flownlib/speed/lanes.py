@@ -96,14 +96,14 @@ class Kernel:
             return list(pool.map(work, starts))
 
     def logits(self, weights: Tensor, images: Tensor) -> Tensor:
-        """Logits [m, n, classes] of networks [m, p] on shared images [n, c, h, w]; of a diverged network perhaps NaN.
+        """Logits [m, n, classes] of networks [m, p] on shared images [n, c, h, w]; of what is not finite perhaps NaN.
 
         Raises:
-            ValueError: for weights or images of another type or shape, or images that are not finite.
+            ValueError: for weights or images of another type or shape; `logits_of` has refused what is not finite.
         """
         self._refuse(weights, images)
         check_real("weights", weights, (self.model.layout.size,), finite=False)
-        check_real("images", images, self.model.image_shape)
+        check_real("images", images, self.model.image_shape, finite=False)
         rows = self._rows(images)
 
         def block(start: int) -> Tensor:
