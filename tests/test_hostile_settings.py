@@ -144,7 +144,9 @@ def test_settings_that_do_not_go_together(smaller: str, larger: str, times: int,
     high = profiles.load("smoke", others).amount(larger)
     most = (high - left) // times
     assert getattr(profiles.load("smoke", others | {smaller: most}), smaller) == most
-    with pytest.raises(ValueError, match=f"setting {smaller!r} may be at most {most} where {larger!r} is {high}, not {most + 1}"):
+    with pytest.raises(
+        ValueError, match=f"setting {smaller!r} may be at most {most} where {larger!r} is {high}, not {most + 1}"
+    ):
         profiles.load("smoke", others | {smaller: most + 1})
 
 
@@ -163,7 +165,8 @@ def test_settings_that_do_not_go_together(smaller: str, larger: str, times: int,
         {"own_runs": 7, "own_held_out": 4},  # notebook 07 shows the three nearest
         {"ood_test_images": 91},  # there are 90 real digits of some class
         {"ood_draws": 1},  # an interval needs two
-        {"flow_steps": 1},  # some flows take half as many
+        {"zoo_tasks": 1},  # of tasks too
+        {"flow_steps": 3},  # some flows take a quarter
         {"plane_networks": 20},  # a half of the zoo may have none of some task
         {"lora_images": 20, "batch_size": 10},  # a class of an alphabet may have none
     ],

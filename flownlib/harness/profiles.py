@@ -37,7 +37,7 @@ class Profile:
     images_validation: int = setting(1000, "images to choose by", 10, 1_000_000)
     images_test: int = setting(5000, "images to report on", 10, 1_000_000)
 
-    zoo_tasks: int = setting(4, "of the eight alphabets in distribution", 1, 8, chapter="zoo collection (notebook 01)")
+    zoo_tasks: int = setting(4, "of the eight alphabets in distribution", 2, 8, chapter="zoo collection (notebook 01)")
     networks_per_task: int = setting(80, "trained for each alphabet", 16, 10_000_000)
     held_out_per_task: int = setting(16, "of those, kept away from every generator", 12, 1_000_000)
     survey_networks: int = setting(8, "networks for each of the other alphabets", 2, 1_000_000)
@@ -58,7 +58,7 @@ class Profile:
 
     encoder: str = setting("vae", "whose latents the flow lives in", choices=ENCODERS, chapter="flow (notebook 03)")
     flow_width: int = setting(256, "units of a hidden layer", 2, 1_000_000)
-    flow_steps: int = setting(800, "training steps", 2, 100_000_000)
+    flow_steps: int = setting(800, "training steps", 4, 100_000_000)
     flow_batch: int = setting(128, "latents of a training step", 4, 10_000_000)
     neuron_width: int = setting(64, "of the transformer over neurons", 4, 100_000, multiple=4)
     support_per_class: int = setting(5, "images of a class that describe a task", 1, 100_000)
