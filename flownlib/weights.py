@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -170,7 +170,7 @@ def drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite: a finite sum has finite terms; where it is none, extremes are looked at."""
+    """Whether no number is NaN or infinite: a finite sum has finite terms; one that is not may have overflowed."""
     return bool(x.sum().isfinite()) or bool(torch.stack(x.aminmax()).isfinite().all())
 
 
@@ -195,7 +195,7 @@ def check_real(what: str, x: Tensor, shape: tuple[int, ...], finite: bool = True
     if finite and not is_finite(x):
         rows = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"{what} {_listed(rows)} of {len(x)} hold numbers that are not finite (NaN or infinite); leave them out"
+            f"{what} {first_few(rows)} of {len(x)} hold numbers that are not finite (NaN or infinite); leave them out"
         )
 
 
@@ -239,5 +239,6 @@ def _described(x: object) -> str:
     return f"{tuple(x.shape)} of {str(x.dtype).removeprefix('torch.')}{kind}"
 
 
-def _listed(rows: list[int], most: int = 5) -> str:
-    return ", ".join(map(str, rows[:most])) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+def first_few(items: Sequence[Any], most: int = 5) -> str:
+    """The first of some names or numbers, and how many more there are."""
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")

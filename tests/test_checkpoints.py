@@ -289,7 +289,7 @@ def test_what_fits_twice_is_asked_about(tmp_path):
 
 def test_more_tensors_than_the_model_are_refused_unless_asked_for(tmp_path):
     torch.save(STATE | {"c.weight": torch.zeros(4, 4)}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="is not a plain: it has more tensors than the model, 'c.weight'; if a part"):
+    with pytest.raises(CheckpointError, match="is not a plain: it has more tensors than the model, c.weight; if a part"):
         read_weights(tmp_path / "a.pt", PLAIN)
     assert torch.equal(read_weights(tmp_path / "a.pt", PLAIN, subset=True), VECTOR)
     names = {name: f"layer.{i}" for i, name in enumerate(STATE)}
@@ -394,6 +394,11 @@ def test_parts_with_an_index_are_joined(tmp_path, caplog):
         ("checkpoint_000050/checkpoints", ".", 50),
         ("a/epoch=1.ckpt/global_step9/mp_rank_00_model_states.pt", "a", 9),
         ("lr_epoch_30/best.pt", "lr_epoch_30", None),
+        ("epoch3_seed0.pt", "seed0", 3),
+        ("net_epoch3-Seed=10-val0.5.pt", "net_Seed=10", 3),
+        ("seed0_epoch3_fold2.pt", "seed0_fold2", 3),
+        ("a/epoch3_seed1.pt", "a/seed1", 3),
+        ("a/prune2_epoch3.pt", "a", 3),
     ],
 )
 def test_runs_and_steps_from_names(tmp_path, file, run, step):
@@ -431,6 +436,49 @@ def test_the_caller_names_the_pattern_of_a_run(tmp_path):
     for pattern, words in (("seed", "does not occur in it"), ("(", "is not a regular expression")):
         with pytest.raises(CheckpointError, match=words):
             import_checkpoints(tmp_path, PLAIN, run=pattern)
+
+
+def test_loose_files_of_several_runs_are_several_runs_or_refused(tmp_path):
+    for name in ("epoch3_seed0", "epoch3_seed1", "epoch4_seed1"):
+        torch.save(STATE, tmp_path / f"{name}.pt")
+    table = import_checkpoints(tmp_path, PLAIN).table
+    assert table[["run", "step", "seed"]].values.tolist() == [["seed0", 3, 0], ["seed1", 3, 1], ["seed1", 4, 1]]
+    for name in ("step5-a", "step5-b"):
+        torch.save(STATE, tmp_path / f"{name}.pt")
+    with pytest.raises(CheckpointError, match=r'step5-b.pt and step5-a.pt are step 5 of one run by their names; .* run="…"'):
+        import_checkpoints(tmp_path, PLAIN)
+    assert import_checkpoints(tmp_path, PLAIN, run=r"seed\d|-[ab]").table["run"].nunique() == 4
+
+
+@pytest.mark.parametrize(
+    ("kept", "twin"),
+    [
+        ("model.safetensors", "pytorch_model.bin"),
+        ("model.safetensors", "pytorch_model.bin.index.json"),
+        ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+        ("epoch_3.safetensors", "epoch_3.pt"),
+    ],
+)
+def test_a_network_in_two_formats_is_one_row(tmp_path, caplog, kept, twin):
+    save_file(STATE, tmp_path / kept)
+    if twin.endswith(".json"):
+        (tmp_path / twin).write_text(json.dumps({"weight_map": dict.fromkeys(STATE, "pytorch_model-00001-of-00001.bin")}))
+        twin_weights = tmp_path / "pytorch_model-00001-of-00001.bin"
+    else:
+        twin_weights = tmp_path / twin
+    torch.save(STATE, twin_weights)
+    (tmp_path / "other").mkdir()
+    torch.save(STATE, tmp_path / "other" / "pytorch_model.bin")
+    assert import_checkpoints(tmp_path, PLAIN).table["file"].tolist() == [kept, "other/pytorch_model.bin"]
+    assert f"left out {twin}, which is by its name the same network as the safetensors beside it" in caplog.text
+
+
+def test_what_lies_beside_a_removed_prefix_is_named(tmp_path, caplog):
+    others = {f"loss{i}.weight": torch.zeros(1) for i in range(7)}
+    torch.save({"state_dict": prefixed("model.") | others}, tmp_path / "a.ckpt")
+    assert len(import_checkpoints(tmp_path, PLAIN)) == 1
+    names = "loss0.weight, loss1.weight, loss2.weight, loss3.weight, loss4.weight and 2 more"
+    assert f"a.ckpt: left aside what is no part of the network: {names}" in caplog.text
 
 
 def test_export_writes_a_file_a_row_and_overwrites_nothing(tmp_path):

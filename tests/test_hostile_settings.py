@@ -139,9 +139,8 @@ def test_anything_for_profile_and_overrides(value: Any, as_profile: bool) -> Non
 
 @pytest.mark.parametrize(("smaller", "larger", "times", "left"), profiles.RELATIONS)
 def test_settings_that_do_not_go_together(smaller: str, larger: str, times: int, left: int) -> None:
-    others = {"networks_per_task": 1000} if larger == profiles.STEPS else {"epochs": 1000}  # so that this relation decides
-    others |= {"images_train": 2000} if larger == "lora_images" else {"lora_images": 5000}
-    high = profiles.load("smoke", others).amount(larger)
+    others = {"images_train": 2000} if larger == "lora_images" else {"lora_images": 5000}  # so that this relation decides
+    high = getattr(profiles.load("smoke", others), larger)
     most = (high - left) // times
     assert getattr(profiles.load("smoke", others | {smaller: most}), smaller) == most
     with pytest.raises(
@@ -157,7 +156,7 @@ def test_settings_that_do_not_go_together(smaller: str, larger: str, times: int,
         {"batch_size": 70},  # in a varied zoo a network may see 60 of 300
         {"images_train": 100, "support_per_class": 9, "batch_size": 20},  # the rarest class has 6
         {"images_train": 70, "batch_size": 10, "support_per_class": 5},
-        {"epochs": 1},  # a zoo of one run would have 6 checkpoints, and 12 are to be held out
+        {"frontier_held_out": 11},  # it takes the place of held_out_per_task
         {"networks_per_task": 16, "held_out_per_task": 13},  # notebook 02 looks at four of those that are left
         {"held_out_per_task": 11},  # notebook 06 halves them, and an audit needs six
         {"samples_per_task": 5},
@@ -165,7 +164,8 @@ def test_settings_that_do_not_go_together(smaller: str, larger: str, times: int,
         {"own_runs": 7, "own_held_out": 4},  # notebook 07 shows the three nearest
         {"ood_test_images": 91},  # there are 90 real digits of some class
         {"ood_draws": 1},  # an interval needs two
-        {"flow_steps": 1},  # some flows take half as many
+        {"zoo_tasks": 1},  # of tasks too
+        {"flow_steps": 3},  # some flows take a quarter
         {"plane_networks": 20},  # a half of the zoo may have none of some task
         {"lora_images": 20, "batch_size": 10},  # a class of an alphabet may have none
     ],

@@ -193,6 +193,15 @@ def test_environment_variables_are_put_back(monkeypatch) -> None:
     assert runs.os.environ["FLOWN_PROFILE"] == "paper" and "FLOWN_RESULTS" not in runs.os.environ
 
 
+def test_the_sockets_of_a_killed_run_are_gone_after_the_next(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / ".partial-flownlib-0123456789abcdef").mkdir()  # its owner was killed, so nobody holds a lock on it
+    with runs.private_sockets() as config:
+        (folder,) = tmp_path.iterdir()
+        assert config.KernelManager.ip == f"{folder}/kernel" and folder.stat().st_mode & 0o777 == 0o700
+    assert not list(tmp_path.iterdir())
+
+
 def test_doctor_finds_this_environment_fit_and_a_missing_package(monkeypatch, capsys) -> None:
     assert command_line.main(["doctor"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("ready")

@@ -53,7 +53,8 @@ def split_zoo(settings: Profile, seed: int, kind: str) -> tuple[Zoo, Zoo]:
     zoo = collect(shared.zoo_settings(settings, seed, kind))
     if kind != "one_run":
         return zoo.split(settings.held_out_per_task)
-    late = zoo.table.groupby("task")["step"].rank(method="dense", ascending=False) <= settings.held_out_per_task
+    runs = zoo.table.groupby("task")["step"]
+    late = runs.rank(method="dense", ascending=False) <= min(settings.held_out_per_task, runs.size().min() // 2)
     return zoo.select(~late), zoo.select(late)
 
 

@@ -15,14 +15,12 @@ from flownlib.harness.memory import profile_memory, require_memory
 from flownlib.harness.settings import check_fields, from_environment, rules, setting, shown
 
 ENCODERS = ("vae", "pca", "weights")
-STEPS = "epochs × images_train / batch_size"  # of the training of a network; a zoo of one run has no more checkpoints
 # (smaller, larger, a, b): a times the smaller setting and b more are at most the larger one
 RELATIONS = (
     ("batch_size", "images_train", 5, 0),  # in a varied zoo some networks see a fifth of the images
     ("batch_size", "lora_images", 1, 0),
     ("support_per_class", "images_train", 20, 50),  # splits are random: the rarest class may be half as frequent
     ("held_out_per_task", "networks_per_task", 1, 4),
-    ("held_out_per_task", STEPS, 1, 4),
     ("own_held_out", "own_runs", 1, 4),
     ("frontier_held_out", "frontier_networks", 1, 4),
     ("fewshot_backbone_classes", "fewshot_classes", 1, 1),
@@ -39,7 +37,7 @@ class Profile:
     images_validation: int = setting(1000, "images to choose by", 10, 1_000_000)
     images_test: int = setting(5000, "images to report on", 10, 1_000_000)
 
-    zoo_tasks: int = setting(4, "of the eight alphabets in distribution", 1, 8, chapter="zoo collection (notebook 01)")
+    zoo_tasks: int = setting(4, "of the eight alphabets in distribution", 2, 8, chapter="zoo collection (notebook 01)")
     networks_per_task: int = setting(80, "trained for each alphabet", 16, 10_000_000)
     held_out_per_task: int = setting(16, "of those, kept away from every generator", 12, 1_000_000)
     survey_networks: int = setting(8, "networks for each of the other alphabets", 2, 1_000_000)
@@ -60,7 +58,7 @@ class Profile:
 
     encoder: str = setting("vae", "whose latents the flow lives in", choices=ENCODERS, chapter="flow (notebook 03)")
     flow_width: int = setting(256, "units of a hidden layer", 2, 1_000_000)
-    flow_steps: int = setting(800, "training steps", 2, 100_000_000)
+    flow_steps: int = setting(800, "training steps", 4, 100_000_000)
     flow_batch: int = setting(128, "latents of a training step", 4, 10_000_000)
     neuron_width: int = setting(64, "of the transformer over neurons", 4, 100_000, multiple=4)
     support_per_class: int = setting(5, "images of a class that describe a task", 1, 100_000)
@@ -118,10 +116,10 @@ class Profile:
     lora_epochs: int = setting(10, "passes over the training images", 1, 100_000)
 
     frontier_tasks: int = setting(
-        3, "of the eight alphabets in distribution", 1, 8, chapter="accuracy with diversity (study frontier)"
+        3, "of the eight alphabets in distribution", 2, 8, chapter="accuracy with diversity (study frontier)"
     )
-    frontier_networks: int = setting(320, "for each task", 6, 10_000_000)
-    frontier_held_out: int = setting(64, "of those, kept away from every generator", 2, 1_000_000)
+    frontier_networks: int = setting(320, "for each task", 16, 10_000_000)
+    frontier_held_out: int = setting(64, "of those, kept away from every generator", 12, 1_000_000)
     frontier_images: int = setting(300, "on which activations are matched", 2, 1_000_000)
     frontier_corrector_steps: int = setting(300, "training steps of the corrector", 1, 100_000_000)
     frontier_flow_steps: int = setting(300, "training steps of the flow", 1, 100_000_000)
@@ -131,14 +129,10 @@ class Profile:
         """Refuse values out of range, and values that do not go together."""
         check_fields(self)
         for smaller, larger, times, left in RELATIONS:
-            low, high = getattr(self, smaller), self.amount(larger)
+            low, high = getattr(self, smaller), getattr(self, larger)
             if times * low + left > high:
                 most = max(0, (high - left) // times)
                 raise ValueError(f"setting {smaller!r} may be at most {most} where {larger!r} is {high}, not {low}")
-
-    def amount(self, name: str) -> int:
-        """A setting's value, or the `STEPS` that follow from some of them."""
-        return self.epochs * (self.images_train // self.batch_size) if name == STEPS else getattr(self, name)
 
     def changed(self, **changes: Any) -> Profile:
         """These settings with some of them replaced."""
@@ -209,8 +203,8 @@ PROFILES: dict[str, Profile] = {
         lora_test_images=50,
         lora_epochs=1,
         frontier_tasks=2,
-        frontier_networks=16,
-        frontier_held_out=4,
+        frontier_networks=24,
+        frontier_held_out=12,
         frontier_images=60,
         frontier_corrector_steps=4,
         frontier_flow_steps=10,

@@ -19,6 +19,7 @@ from flownlib.extensions.checkpoints.naming import Reader
 from flownlib.extensions.checkpoints.reading import INDEX, CheckpointError, one_line
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.networks import Classifier
+from flownlib.weights import first_few
 from flownlib.zoo import Zoo
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ STEPS = tuple(
     re.compile(rf"(?<![A-Za-z])(?:{word})[-_=]?([0-9]{{1,15}})(?![0-9A-Za-z]|\.[0-9])", re.IGNORECASE)
     for word in ("(?:global_?)?step", "epoch", "iter(?:ation)?", "checkpoint")
 )
+RUN = re.compile(r"(?<![A-Za-z])(?:seed|run|trial|fold|replica|member)[-_=]?[0-9]+(?![0-9A-Za-z])", re.IGNORECASE)
 PART = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.(?:safetensors|bin)$")
 
 
@@ -55,11 +57,15 @@ def find_checkpoints(folder: Path | str) -> list[Path]:
         elif path.suffix not in TEXT or path.name.endswith(INDEX):
             checkpoints.append(path)
     named = {checkpoint.resolve(): checkpoint for checkpoint in checkpoints if not checkpoint.is_symlink()}
-    for path in [path for path in checkpoints if path.is_symlink() and path.resolve() in named]:
-        checkpoints.remove(path)
-        left_out["another name of a file that is taken"].append(path)
+    preferred = {_network(path) for path in checkpoints if ".safetensors" in path.suffixes}
+    for path in list(checkpoints):
+        link = path.is_symlink() and path.resolve() in named
+        if link or (".safetensors" not in path.suffixes and _network(path) in preferred):
+            checkpoints.remove(path)
+            twin = "by its name the same network as the safetensors beside it"
+            left_out["another name of a file that is taken" if link else twin].append(path)
     left_out.pop("a part of a checkpoint", None)
-    said = [_left_out([str(file.relative_to(folder)) for file in files], reason) for reason, files in left_out.items()]
+    said = [f"left out {first_few([p.relative_to(folder) for p in paths], 3)}, which is {r}" for r, paths in left_out.items()]
     if not checkpoints:
         wanted = f"{', '.join(SUFFIXES)}, or files called {PUBLIC_NAME}"
         raise CheckpointError("; ".join([f"{folder} holds no checkpoints ({wanted})", *said]) + ".")
@@ -68,9 +74,9 @@ def find_checkpoints(folder: Path | str) -> list[Path]:
     return sorted(checkpoints, key=lambda path: _natural(path.relative_to(folder)))
 
 
-def _left_out(names: list[str], reason: str) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"left out {', '.join(names[:3])}{more}, which is {reason}"
+def _network(path: Path) -> tuple[Path, str]:
+    """What files that hold one network in two formats agree in, as model.safetensors and pytorch_model.bin do."""
+    return path.parent, PurePath(path.name.removesuffix(".index.json")).stem.removeprefix("pytorch_")
 
 
 def _all_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
@@ -146,13 +152,17 @@ def import_checkpoints(
     Raises:
         CheckpointError: if there is no usable checkpoint, or, unless `skip`, at the first one that cannot be used.
     """
-    folder, rows, vectors, seeds = Path(folder), [], [], {}
+    folder, rows, vectors, seeds, loose = Path(folder), [], [], {}, {}
     reader, name_run = Reader(model, key, rename, subset), _run_by(run) if run is not None else None
     for path in find_checkpoints(folder):
         try:
             vector = reader.vector(path)
             place, step = run_and_step(path.relative_to(folder), folder)
             name = name_run(path.relative_to(folder)) if name_run else place
+            other = loose.setdefault((name, step, path.parent), path)
+            if other != path and path.parent == folder and step is not None and not name_run:
+                both = f"{path} and {other.name} are step {step} of one run by their names"
+                raise CheckpointError(f'{both}; name the run by run="…", a regular expression for it in the path.')
         except CheckpointError as error:
             if not skip:
                 raise
@@ -199,7 +209,7 @@ def run_and_step(path: PurePath, folder: Path) -> tuple[str, int | None]:
     """A checkpoint's run and its step, from its path in the folder.
 
     The run is the sub-folder, above folders that are steps themselves; "." is the folder. A file that lies loose is its own
-    run, or with a step in its name the run before the step.
+    run, or with a step in its name the run before the step. A run that is named beside the step, such as seed0, is one too.
     """
     own = None if path.name == PUBLIC_NAME or path.name.endswith(INDEX) else step_in(path.stem)
     place = path.parent
@@ -207,8 +217,9 @@ def run_and_step(path: PurePath, folder: Path) -> tuple[str, int | None]:
     while not own and (match := _whole_step(place.name)):
         step, place = int(match[1]) if step is None else step, place.parent
     if path.parent != PurePath(".") or path.name == PUBLIC_NAME or path.name.endswith(INDEX):
-        return str(place), step
-    run = path.stem[: own.start()].rstrip("-_=. ") or "." if own else path.stem
+        return str(place / named[0] if own and (named := RUN.search(path.stem)) else place), step
+    before, after = (path.stem[: own.start()], RUN.search(path.stem, own.end())) if own else (path.stem, None)
+    run = "_".join(part for part in (before.rstrip("-_=. "), after and after[0]) if part) or "."
     return (f"{run}{path.suffix}" if run != "." and (folder / run).is_dir() else run), step
 
 

@@ -14,6 +14,7 @@ from flownlib.extensions.checkpoints.reading import CheckpointError, listed, one
 from flownlib.extensions.module_checks import first_line, named_tensors, unusable
 from flownlib.extensions.modules import ModuleClassifier
 from flownlib.networks import Classifier
+from flownlib.weights import first_few
 
 log = logging.getLogger(__name__)
 PREFIXES = ("module.", "model.", "_orig_mod.", "_forward_module.")  # DataParallel, Lightning, torch.compile, Fabric
@@ -61,7 +62,7 @@ class Reader:
     def _vector(self, path: Path) -> Tensor:
         fit = self._fit(tensor_maps(path), path)
         if fit.beside:
-            log.warning("%s", one_line(f"{path}: left aside what is no part of the network: {', '.join(fit.beside[:5])}"))
+            log.warning("%s", one_line(f"{path}: left aside what is no part of the network: {first_few(fit.beside)}"))
         self._check_names(fit, path)
         vector = self._joined(fit.tensors, path)
         check_rest(fit.tensors, self.model, path)
@@ -143,11 +144,8 @@ class Reader:
         )
         extra = [name for name in fit.tensors if name not in known and not name.endswith(COUNTER)]
         if extra:
-            names = ", ".join(map(repr, extra[:3])) + (", …" if len(extra) > 3 else "")
-            raise CheckpointError(
-                f"{path} is not a {self.model.name}: it has more tensors than the model, {names}; if a part of the file is "
-                "meant, say subset=True."
-            )
+            more = f"it has more tensors than the model, {first_few(extra)}; if a part of the file is meant, say subset=True"
+            raise CheckpointError(f"{path} is not a {self.model.name}: {more}.")
 
     def _joined(self, tensors: dict[str, Tensor], path: Path) -> Tensor:
         """The weights in the layout's order; tied tensors must agree."""
