@@ -95,7 +95,7 @@ def planes(lands: Sequence[Land], points: Sequence[Tensor] | None = None) -> Fig
     figure, row = plt.subplots(1, len(lands), figsize=(WIDTH, 3.0))
     for i, (axes, surface) in enumerate(zip(row, lands, strict=True)):
         image = _terrain(axes, surface)
-        _plane(axes, surface.chord.name, left=i == 0)
+        _plane(axes, surface.chord.name.replace(" and ", "\nand "), left=i == 0)
         _minima(axes, surface.chord)
         if points is not None:
             _dots(axes, points[i], surface.colour, 10)
