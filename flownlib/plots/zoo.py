@@ -46,10 +46,10 @@ def training_paths(groups: Mapping[str, tuple[Tensor, Tensor]], explained: Seque
     return fig
 
 
-def what_changes(pairs: Mapping[str, tuple[Tensor, Tensor]], by_chance: float) -> Figure:
+def what_changes(pairs: Mapping[str, tuple[Tensor, Tensor]], by_chance: float | None = None) -> Figure:
     """Pairs of networks of several kinds: distance over norm against the share of errors that only one of the two makes.
 
-    `by_chance` is that share for two networks that err independently of each other.
+    `by_chance`, where given, is that share for two networks that err independently of each other.
     """
     fig, ax = plt.subplots(figsize=(7.5, 4.0))
     for color, (name, (distance, difference)) in zip((GREEN, ORANGE, BLUE), pairs.items(), strict=False):
@@ -57,8 +57,9 @@ def what_changes(pairs: Mapping[str, tuple[Tensor, Tensor]], by_chance: float) -
         x, y, below = distance.mean().item(), difference.mean().item(), difference.min().item() - 0.03
         ax.scatter(x, y, s=110, color=color, edgecolors=INK, zorder=3)
         ax.annotate(name, (max(x, 0.2), below), color=color, ha="center", va="top")
-    ax.axhline(by_chance, color=GREY, lw=1.2, ls="--")
-    ax.annotate("if they erred independently", (0.02, by_chance - 0.02), color=INK, fontsize=10, va="top")
+    if by_chance is not None:
+        ax.axhline(by_chance, color=GREY, lw=1.2, ls="--")
+        ax.annotate("if they erred independently", (0.02, by_chance - 0.02), color=INK, fontsize=10, va="top")
     ax.set(xlabel="distance between two networks / their norm", ylabel="share of errors not in common", ylim=(0, 1))
     ax.set_xlim(0, 1.1 * max(distance.max().item() for distance, _ in pairs.values()))
     return fig
