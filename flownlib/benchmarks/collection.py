@@ -11,15 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from flownlib.benchmarks.measurements import Measurements, usable_backends
-from flownlib.harness import results
 from flownlib.harness.cache import load_artifact
 from flownlib.networks import classifier
 from flownlib.speed import backends, lanes
@@ -31,9 +29,6 @@ from flownlib.statistics import mean_interval, proportion_interval
 from flownlib.tasks import load_task
 from flownlib.tasks.base import SplitSizes
 from flownlib.zoo import Zoo
-
-NOTEBOOKS = ("00", "01", "02")
-TIMES = {name for name in results.QUANTITIES if "second" in name} | {"speedup"}
 
 
 @contextmanager
@@ -84,41 +79,6 @@ def thousand(options: argparse.Namespace) -> list[dict]:
     return measured
 
 
-def run_notebooks(place: Path, kill_after: float | None = None) -> tuple[dict[str, list], float]:
-    """The records of notebooks 00 to 02 in the smoke profile, but for those of time, and how many seconds the run took.
-
-    Cache and results lie in `place`. `kill_after` so many seconds the run is ended by signal 9, with all that it started.
-    """
-    command = [sys.executable, "-m", "flownlib", "run", *NOTEBOOKS, "--profile", "smoke", "--output", str(place / "run")]
-    places, start = {"FLOWN_CACHE": str(place / "cache"), "FLOWN_RESULTS": str(place / "figures")}, time.perf_counter()
-    process = subprocess.Popen(command, env=os.environ | places, stdout=subprocess.DEVNULL)
-    try:
-        process.wait(kill_after)
-    except subprocess.TimeoutExpired:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait()
-    found = {path.stem: results.read(path.stem, path.parent)["records"] for path in place.glob("figures/results/*.json")}
-    timeless = {name: [made for made in records if made["quantity"] not in TIMES] for name, records in found.items()}
-    return timeless, time.perf_counter() - start
-
-
-def notebooks_survive(rounds: int) -> int:
-    """How many killed runs of notebooks went on to the same records and files, and left nothing partial behind."""
-    draw, survived = random.Random(0), 0
-    with tempfile.TemporaryDirectory() as folder:
-        expected, seconds = run_notebooks(Path(folder) / "whole")
-        for i in range(rounds):
-            place, moment = Path(folder) / f"kill{i}", draw.uniform(0, seconds)
-            done = len(run_notebooks(place, moment)[0])
-            same, left = run_notebooks(place)[0] == expected, list(place.rglob(".partial-*"))
-            survived += same and not left
-            verdict = f"the same records: {same}, left partial: {len(left)}"
-            print(f"kill {i + 1:>2} after {moment:.0f} of {seconds:.0f} s, {done} notebooks done, then {verdict}", flush=True)
-    return survived
-
-
 def killed(command: list[str], cache: Path, shards: int, delay: float) -> int:
     """Run a command until it has stored so many shards in its cache, kill it (signal 9) `delay` seconds later.
 
@@ -152,7 +112,5 @@ def kills(options: argparse.Namespace) -> list[dict]:
             survived += same
             verdict = "the same zoo" if same else "ANOTHER ZOO"
             print(f"kill {i + 1:>2}: {stored:>2} of {shards} shards were stored, then {verdict}", flush=True)
-    survivors = {"collect": survived, "run_notebooks": notebooks_survive(options.rounds)}
-    for method, count in survivors.items():
-        measured.add("kills_survived", method, proportion_interval(count, options.rounds), kills=options.rounds)
+    measured.add("kills_survived", "collect", proportion_interval(survived, options.rounds), kills=options.rounds)
     return measured

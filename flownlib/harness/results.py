@@ -64,9 +64,7 @@ QUANTITIES = {
     "networks_per_second": Quantity("networks generated, trained or evaluated on 5,000 images in a second of one core"),
     "share_of_peak": Quantity("fraction of this machine's matrix-multiplication rate"),
     "seconds_collect": Quantity("seconds by the clock to collect a zoo"),
-    "kills_survived": Quantity(
-        "fraction of runs, killed at a random moment, that went on to the same zoo or the same records", *SHARE
-    ),
+    "kills_survived": Quantity("fraction of collections, killed at a random moment, that went on to the same zoo", *SHARE),
     "speedup": Quantity("ratio of two times"),
     "criteria_met": Quantity("of five: accuracy, spread, offset, novelty and error overlap like held-out networks'", 0, 5),
     "frontier_margin": Quantity("accuracy over the best null that is as novel and was trained no further", *DIFFERENCE),
